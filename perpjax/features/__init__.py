@@ -1,0 +1,19 @@
+"""Indicators and the core feature set."""
+
+from perpjax.features.core import (
+    CORE_FEATURES,
+    LIVE_BARS,
+    LIVE_TOLERANCE,
+    WARMUP_BARS,
+    core_features,
+    core_features_live,
+)
+
+__all__ = [
+    "CORE_FEATURES",
+    "LIVE_BARS",
+    "LIVE_TOLERANCE",
+    "WARMUP_BARS",
+    "core_features",
+    "core_features_live",
+]

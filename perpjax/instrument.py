@@ -1,0 +1,160 @@
+"""What an exchange says of a contract: grid, limits and maintenance brackets."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from perpjax._pytree import pytree
+
+EXACT = 2**24 - 1
+"""The largest count (ticks or steps) that float32 holds exactly with all smaller ones."""
+
+# Binance USDS-M brackets, 2025-06-19 and after: floor and cap (notional, quote), maximum leverage,
+# maintenance rate (fraction of notional) and maintenance amount (quote).
+_BTC = (
+    (0, 300e3, 150, 0.004, 0),
+    (300e3, 800e3, 100, 0.005, 300),
+    (800e3, 3e6, 75, 0.0065, 1_500),
+    (3e6, 12e6, 50, 0.01, 12_000),
+    (12e6, 70e6, 25, 0.02, 132_000),
+    (70e6, 100e6, 20, 0.025, 482_000),
+    (100e6, 230e6, 10, 0.05, 2_982_000),
+    (230e6, 480e6, 5, 0.10, 14_482_000),
+    (480e6, 600e6, 4, 0.125, 26_482_000),
+    (600e6, 800e6, 3, 0.15, 41_482_000),
+    (800e6, 1.2e9, 2, 0.25, 121_482_000),
+    (1.2e9, 1.8e9, 1, 0.50, 421_482_000),
+)
+_ETH = _BTC[:4] + (
+    (12e6, 50e6, 25, 0.02, 132_000),
+    (50e6, 65e6, 20, 0.025, 382_000),
+    (65e6, 150e6, 10, 0.05, 2_007_000),
+    (150e6, 320e6, 5, 0.10, 9_507_000),
+    (320e6, 400e6, 4, 0.125, 17_507_000),
+    (400e6, 530e6, 3, 0.15, 27_507_000),
+    (530e6, 800e6, 2, 0.25, 80_507_000),
+    (800e6, 1.2e9, 1, 0.50, 280_507_000),
+)
+BRACKETS: dict[str, tuple[tuple[float, ...], ...]] = {"BTCUSDT": _BTC, "ETHUSDT": _ETH}
+
+
+@pytree(host=("symbol",))
+class Instrument:
+    """One linear USDT-margined perpetual.
+
+    Built by hand it holds exact Python floats and is checked; inside a `Market` the same fields are float32
+    device arrays (stacked over instruments where a market has several).
+
+    Attributes:
+      symbol: the venue's name, such as "BTCUSDT".
+      tick_size: price grid, quote currency.
+      step_size: quantity grid, base currency.
+      min_notional: smallest order, quote currency.
+      max_quantity: largest market order, base currency.
+      brackets: [n, 5] rows of (floor, cap, max leverage, maintenance rate, maintenance amount), a notional
+        belonging to the bracket with floor < notional <= cap.
+      maintenance_fee_rate: closing fee counted inside the maintenance requirement, a fraction: 0 on Binance and
+        Bybit, the taker fee on OKX, Gate and Bitget. It is not Binance's `liquidationFee`.
+      tick_value: derived: quote currency that one tick moves one step.
+      max_steps: derived: `max_quantity` in whole steps, at most 2^24 - 1.
+
+    Raises:
+      ValueError: for a value out of range, or brackets that are not contiguous, continuous and increasing.
+    """
+
+    symbol: str = "BTCUSDT"
+    tick_size: Float[Array, "..."] | float = 0.1
+    step_size: Float[Array, "..."] | float = 0.001
+    min_notional: Float[Array, "..."] | float = 50.0
+    max_quantity: Float[Array, "..."] | float = 120.0
+    maintenance_fee_rate: Float[Array, "..."] | float = 0.0
+    brackets: Float[Array, "... n 5"] | np.ndarray | tuple = _BTC
+    tick_value: Float[Array, "..."] | float = dataclasses.field(init=False)
+    max_steps: Float[Array, "..."] | float = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        for name, least in (("tick_size", 0), ("step_size", 0), ("max_quantity", 0), ("min_notional", -1)):
+            value = float(getattr(self, name))
+            if not (math.isfinite(value) and value > least):
+                raise ValueError(f"instrument {self.symbol}: {name} must be a finite positive number, not {value}")
+            object.__setattr__(self, name, value)
+        fee = float(self.maintenance_fee_rate)
+        if not 0 <= fee < 0.1:
+            raise ValueError(f"instrument {self.symbol}: maintenance_fee_rate {fee} is not a fraction in [0, 0.1)")
+        brackets = np.asarray(self.brackets, np.float64)
+        _check_brackets(self.symbol, brackets, fee)
+        # 120 / 0.001 is 119999.99999999999: a part in 10^9 of a step is rounding, not quantity.
+        steps = math.floor(self.max_quantity / self.step_size * (1 + 1e-9))
+        if steps < 1:
+            raise ValueError(
+                f"instrument {self.symbol}: max_quantity {self.max_quantity} is less than one step of {self.step_size}"
+            )
+        derived = {
+            "maintenance_fee_rate": fee,
+            "brackets": brackets,
+            "tick_value": self.tick_size * self.step_size,
+            "max_steps": float(min(steps, EXACT)),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    def on_device(self) -> "Instrument":
+        """The same, as float32 device arrays."""
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
+
+
+def _check_brackets(symbol: str, brackets: np.ndarray, fee: float) -> None:
+    """Raise unless maintenance(notional) is one continuous, increasing, convex line over all brackets."""
+    if brackets.ndim != 2 or brackets.shape[1] != 5 or not len(brackets) or not np.isfinite(brackets).all():
+        raise ValueError(
+            f"instrument {symbol}: brackets must be finite rows of (floor, cap, max leverage, rate, amount), "
+            f"not an array of shape {brackets.shape}"
+        )
+    floor, cap, leverage, rate, amount = brackets.T
+    wrong = [
+        (floor != np.append(0.0, cap[:-1]), "its floor is not the cap of the row before (0 in the first)"),
+        (cap <= floor, "its cap is not above its floor"),
+        (np.diff(leverage, prepend=np.inf) > 0, "its max leverage is above that of the row before"),
+        (leverage < 1, "its max leverage is below 1"),
+        (np.diff(rate, prepend=0.0) <= 0, "its maintenance rate is not above that of the row before"),
+        (rate + fee >= 1, "its maintenance rate and fee reach 1"),
+        # cum_n = cum_{n-1} + floor_n (rate_n - rate_{n-1}): Binance FAQ, maintenance is continuous at the edges.
+        (
+            np.abs(np.diff(amount, prepend=0.0) - floor * np.diff(rate, prepend=0.0)) > 1e-6 * np.maximum(amount, 1),
+            "its maintenance amount is not continuous with the row before",
+        ),
+    ]
+    for bad, why in wrong:
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(f"instrument {symbol}: bracket row {row} {brackets[row].tolist()}: {why}")
+
+
+KNOWN: dict[str, dict[str, float]] = {
+    "BTCUSDT": dict(tick_size=0.1, step_size=0.001, min_notional=50.0, max_quantity=120.0),
+    "ETHUSDT": dict(tick_size=0.01, step_size=0.001, min_notional=20.0, max_quantity=2_000.0),
+}
+
+
+def find_instrument(symbol: str, tick_size: float, median_close: float) -> tuple[Instrument, str]:
+    """The instrument of a symbol, and a sentence that says where its numbers come from.
+
+    A symbol that is not in `KNOWN` gets a step of 10^-round(log10(median close)) (about one unit of quote
+    currency), the smallest minimum notional in use (5), the BTCUSDT brackets and no limit on the quantity but
+    2^24 - 1 steps. `tick_size` is the grid of the prices at hand, which for a known symbol may have been
+    another one than today's (BTCUSDT was 0.01 in 2020).
+    """
+    brackets = BRACKETS.get(symbol, _BTC)
+    if symbol in KNOWN:
+        numbers = KNOWN[symbol] | {"tick_size": tick_size}
+        return Instrument(symbol, brackets=brackets, **numbers), f"{symbol}: known contract, tick {tick_size:g}"
+    step = 10.0 ** -round(math.log10(median_close))
+    instrument = Instrument(symbol, tick_size, step, 5.0, EXACT * step, brackets=brackets)
+    return instrument, (
+        f"{symbol}: not a known contract; tick {tick_size:g} from the prices, step {step:g} from the median close "
+        f"{median_close:g}, min_notional 5, BTCUSDT brackets; pass an Instrument for the venue's own numbers"
+    )

@@ -1,0 +1,76 @@
+"""Maintenance margin, liquidation price and funding."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from perpjax.instrument import Instrument
+
+CEIL_SLACK = 2.0**-22
+"""Fraction of the entry price by which a distance may exceed a whole tick and still count as that tick."""
+
+
+def liquidation_price(
+    side: Float[Array, "..."],
+    entry_price: Float[Array, "..."],
+    quantity: Float[Array, "..."],
+    margin: Float[Array, "..."],
+    mmr: Float[Array, "..."],
+    maintenance_amount: Float[Array, "..."],
+    fee_rate: Float[Array, "..."] | float = 0.0,
+) -> Float[Array, "..."]:
+    """Mark price at which margin balance equals maintenance margin, for one bracket. Broadcasts.
+
+    `LP = (E - d (M + cum) / q) / (1 - d (m + f))`: the formula of Binance's FAQ "How to Calculate Liquidation
+    Price of USDS-M Futures Contracts" for an isolated position, with the closing fee `f` that OKX, Gate and
+    Bitget count in. It is the unique solution of `M + d q (LP - E) = q LP (m + f) - cum`.
+
+    Args:
+      side: d, +1 long or -1 short.
+      entry_price: E, quote currency per unit.
+      quantity: q > 0, base currency.
+      margin: M, isolated wallet, quote currency.
+      mmr: m, maintenance rate of the bracket, a fraction.
+      maintenance_amount: cum, quote currency.
+      fee_rate: f, a fraction; 0 on Binance and Bybit.
+
+    Returns:
+      The price, in the units of `entry_price` and in the inputs' dtype. Negative or zero for a long that cannot
+      be liquidated.
+    """
+    return (entry_price - side * (margin + maintenance_amount) / quantity) / (1 - side * (mmr + fee_rate))
+
+
+def liquidation_ticks(
+    side: Float[Array, "lots"],
+    entry: Float[Array, "lots"],
+    quantity: Float[Array, "lots"],
+    margin: Float[Array, "lots"],
+    instrument: Instrument,
+) -> Float[Array, "lots"]:
+    """The first tick at which margin balance <= maintenance, over all brackets; 0 for a long that has none.
+
+    The same kernel as `liquidation_price`, as a distance from the entry so that float32 keeps the tick, and the
+    smallest over all brackets: maintenance is the largest of the brackets' lines, so no look-up is needed.
+
+    Args:
+      side: +1 or -1; entry in ticks; quantity in steps (> 0); margin in quote currency.
+    """
+    per_tick = quantity * instrument.tick_value
+    distance = jnp.full_like(entry, jnp.inf)
+    for bracket in instrument.brackets:
+        rate = bracket[3] + instrument.maintenance_fee_rate
+        distance = jnp.minimum(distance, ((margin + bracket[4]) / per_tick - rate * entry) / (1 - side * rate))
+    level = entry - side * jnp.ceil(distance - entry * CEIL_SLACK)
+    return jnp.where(level > 0, level, 0.0)
+
+
+def funding_payment(
+    side: Float[Array, "lots"],
+    quantity: Float[Array, "lots"],
+    margin: Float[Array, "lots"],
+    funding_price: Float[Array, ""],
+    funding_rate: Float[Array, ""],
+    tick_value: Float[Array, ""],
+) -> Float[Array, "lots"]:
+    """What each lot pays at a settlement (negative: receives), quote currency; never more than its margin."""
+    return jnp.minimum(side * quantity * funding_price * tick_value * funding_rate, margin)

@@ -1,0 +1,241 @@
+"""The market on the device: candles, features and segments, and the one slice that cuts out a bar."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from perpjax._pytree import pytree
+from perpjax.instrument import Instrument
+
+BAR_MS = 900_000
+"""Length of a decision bar, milliseconds."""
+FIRST_DECISION = 673
+"""The first bar whose core features are complete: vol_672 needs 673 closes."""
+
+
+class Bar(NamedTuple):
+    """The K candles of one 15-minute bar, and the funding settled at its open. Prices in ticks."""
+
+    open: Float[Array, "K"]
+    high: Float[Array, "K"]
+    low: Float[Array, "K"]
+    close: Float[Array, "K"]
+    mark_open: Float[Array, "K"]
+    mark_high: Float[Array, "K"]
+    mark_low: Float[Array, "K"]
+    mark_close: Float[Array, "K"]
+    valid: Bool[Array, "K"]
+    """False where the candle is missing or nothing traded: no fill, no trigger."""
+    funding_rate: Float[Array, ""]
+    """Fraction of notional that longs pay at this bar's open; 0 without a settlement."""
+    funding_price: Float[Array, ""]
+    """The mark that prices the settlement."""
+    mark_before: Float[Array, ""]
+    """Mark close of the bar before: the account is marked to it when the bar opens."""
+
+
+class Segments(NamedTuple):
+    """Stretches of bars that episodes may be drawn from, S of them."""
+
+    first: Int[Array, "S"]
+    """First decision bar."""
+    last: Int[Array, "S"]
+    """Last bar that may be stepped."""
+    instrument: Int[Array, "S"]
+    """Row of `Market.instruments`."""
+    start: Int[Array, "S"]
+    """Row at which the segment's own history begins."""
+
+
+class Origin(NamedTuple):
+    """Where a run of rows comes from; read by the host only."""
+
+    symbol: str
+    start_ms: int
+    row: int
+    num_bars: int
+
+
+@pytree(static=("candles_per_bar", "has_mark"), host=("origins", "feature_names"))
+class Market:
+    """A dataset in device arrays. For N bars every array has N + 1 rows.
+
+    Row t of `candles` is bar t; the last row of every origin is the state after its last bar and trades nothing.
+
+    Attributes:
+      candles: packed rows, see `columns`; prices in ticks.
+      atr: Wilder ATR(14) known at the open of bar t, whole ticks, at least 1.
+      features: known at the open of bar t, unscaled.
+      scaler_mean, scaler_scale: applied by the observation, `(x - mean) / scale`.
+      segments: where episodes may start and must end.
+      instruments: an `Instrument` whose leaves have a leading axis, a row for each symbol.
+      candles_per_bar: K, static.
+      has_mark: whether mark candles are stored (static); if not, the last price is the mark.
+      origins, feature_names: host properties; another dataset of the same shape does not retrace.
+    """
+
+    candles: Float[Array, "rows columns"]
+    atr: Float[Array, "rows"]
+    features: Float[Array, "rows F"]
+    scaler_mean: Float[Array, "F"]
+    scaler_scale: Float[Array, "F"]
+    segments: Segments
+    instruments: Instrument
+    candles_per_bar: int
+    has_mark: bool
+    origins: tuple[Origin, ...]
+    feature_names: tuple[str, ...]
+
+    def bar(self, t: Int[Array, ""]) -> Bar:
+        """Bar t, by one dynamic slice."""
+        k = self.candles_per_bar
+        row = lax.dynamic_slice(self.candles, (t, jnp.zeros_like(t)), (1, self.candles.shape[1]))[0]
+        prices = [row[i * k : (i + 1) * k] for i in range(8 if self.has_mark else 4)]
+        last, mark = prices[:4], prices[-4:]
+        valid, (rate, price, before) = row[-k - 3 : -3] > 0, row[-3:]
+        return Bar(*last, *mark, valid, rate, price, before)
+
+    def instrument_at(self, row: Int[Array, ""]) -> Instrument:
+        """The instrument of a segment. With one symbol nothing is gathered."""
+        if self.instruments.tick_size.shape[0] == 1:
+            return self.instrument
+        return jax.tree.map(lambda x: x[row], self.instruments)
+
+    @property
+    def instrument(self) -> Instrument:
+        """The instrument of the first symbol (of the only one, mostly)."""
+        return jax.tree.map(lambda x: x[0], self.instruments)
+
+    @property
+    def num_bars(self) -> int:
+        """Number of bars, over all origins."""
+        return sum(o.num_bars for o in self.origins)
+
+    @property
+    def start_ms(self) -> int:
+        """Open time of bar 0, UTC milliseconds."""
+        return self.origins[0].start_ms
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols, in order of first appearance."""
+        return tuple(dict.fromkeys(o.symbol for o in self.origins))
+
+    def open_time_ms(self, t: int) -> int:
+        """Open time of row t, UTC milliseconds (host only)."""
+        origin = [o for o in self.origins if o.row <= t][-1]
+        return origin.start_ms + BAR_MS * (int(t) - origin.row)
+
+    def num_starts(self, episode_length: int) -> int:
+        """How many first bars leave room for a whole episode (host only)."""
+        return int(np.maximum(_start_counts(jax.tree.map(np.asarray, self.segments), episode_length), 0).sum())
+
+
+def _start_counts(segments: Segments, episode_length: int) -> Int[Array, "S"]:
+    return segments.last + 1 - episode_length - segments.first + 1
+
+
+def draw_start(market: Market, key: Array, episode_length: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Draw a first bar, uniform over all segments' starts; returns it and its segment."""
+    counts = jnp.maximum(_start_counts(market.segments, episode_length), 0)
+    ends = jnp.cumsum(counts)
+    draw = jax.random.randint(key, (), 0, ends[-1])
+    segment = jnp.sum(draw >= ends)
+    return market.segments.first[segment] + draw - (ends - counts)[segment], segment
+
+
+def find_segment(market: Market, t: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The bar nearest to t that a segment may step, and that segment."""
+    nearest = jnp.clip(t, market.segments.first, market.segments.last)
+    segment = jnp.argmin(jnp.abs(nearest - t))
+    return nearest[segment], segment
+
+
+def pack_candles(last: np.ndarray, mark: np.ndarray | None, valid: np.ndarray, funding: np.ndarray) -> np.ndarray:
+    """Pack host arrays into the rows of `Market.candles`.
+
+    Args:
+      last: [N, K, 4] open, high, low, close in ticks; mark: the same or None.
+      valid: [N, K] bool; funding: [N, 2] rate and price at the bar's open.
+
+    Returns:
+      [N + 1, C] float32; the last row repeats the last closes, invalid and without funding.
+    """
+    blocks = [last] if mark is None else [last, mark]
+    num_bars, k, _ = last.shape
+    mark_close = blocks[-1][:, -1, 3]
+    closing = [np.broadcast_to(b[-1, -1, 3], (4 * k,)) for b in blocks]
+    body = [b.transpose(0, 2, 1).reshape(num_bars, -1) for b in blocks] + [valid, funding]
+    rows = np.concatenate(body, axis=1, dtype=np.float64)
+    final = np.concatenate([*closing, np.zeros(k), [0.0, mark_close[-1]]])
+    before = np.concatenate([blocks[-1][:1, 0, 0], mark_close])
+    return np.column_stack([np.vstack([rows, final]), before]).astype(np.float32)
+
+
+def slice_market(market: Market, start: int, stop: int) -> Market:
+    """The market of bars start .. stop - 1 of a market with one origin, which knows nothing after them."""
+    (origin,) = market.origins
+    if not 0 <= start < stop <= origin.num_bars:
+        raise ValueError(f"bars {start} .. {stop} do not lie within the market's {origin.num_bars} bars")
+    k, c = market.candles_per_bar, np.asarray(market.candles[start : stop + 1])
+    blocks = c[:-1, : -k - 3].reshape(stop - start, -1, 4, k).transpose(1, 0, 3, 2)
+    candles = pack_candles(blocks[0], blocks[1] if market.has_mark else None, c[:-1, -k - 3 : -3], c[:-1, -3:-1])
+    candles[0, -1] = c[0, -1]
+    first = max(int(market.segments.first[0]) - start, FIRST_DECISION)
+    return market.replace(
+        candles=jnp.asarray(candles),
+        atr=market.atr[start : stop + 1],
+        features=market.features[start : stop + 1],
+        segments=one_segment(first, stop - start - 1),
+        origins=(Origin(origin.symbol, origin.start_ms + BAR_MS * start, 0, stop - start),),
+    )
+
+
+def one_segment(first: int, last: int) -> Segments:
+    """The segments of a market with a single origin."""
+    return Segments(*(jnp.asarray([x], jnp.int32) for x in (first, last, 0, 0)))
+
+
+def concatenate_markets(markets: list[Market]) -> Market:
+    """One market of several (symbols, splits, folds), concatenated along bars; each keeps its segments.
+
+    Raises:
+      ValueError: if K, the mark columns, the features, the brackets' shape or the scalers differ.
+    """
+    head = markets[0]
+    for m in markets[1:]:
+        for name in ("candles_per_bar", "has_mark", "feature_names"):
+            if getattr(m, name) != getattr(head, name):
+                raise ValueError(f"markets differ in {name}: {getattr(head, name)} and {getattr(m, name)}")
+        if m.instruments.brackets.shape[1:] != head.instruments.brackets.shape[1:]:
+            raise ValueError("markets differ in their number of brackets; give them tables of one length")
+        if not (
+            np.array_equal(m.scaler_mean, head.scaler_mean) and np.array_equal(m.scaler_scale, head.scaler_scale)
+        ):
+            raise ValueError("markets differ in their scalers; build them with one scaler")
+    rows = np.cumsum([0] + [m.candles.shape[0] for m in markets])
+    instruments = np.cumsum([0] + [m.instruments.tick_size.shape[0] for m in markets])
+
+    def moved(s: Segments, row: int, instrument: int) -> Segments:
+        return Segments(s.first + row, s.last + row, s.instrument + instrument, s.start + row)
+
+    shifted = [
+        moved(m.segments, int(r), int(i)) for m, r, i in zip(markets, rows, instruments, strict=False)
+    ]
+    def join(*x: Array) -> Array:
+        return jnp.concatenate(x)
+
+    return head.replace(
+        candles=join(*(m.candles for m in markets)),
+        atr=join(*(m.atr for m in markets)),
+        features=join(*(m.features for m in markets)),
+        segments=jax.tree.map(join, *shifted),
+        instruments=jax.tree.map(join, *(m.instruments for m in markets)),
+        origins=tuple(
+            o._replace(row=o.row + int(r)) for m, r in zip(markets, rows, strict=False) for o in m.origins
+        ),
+    )

@@ -1,0 +1,70 @@
+"""What the policy sees: scaled features of closed bars, and nine numbers of the account."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from perpjax.params import EnvParams
+from perpjax.risk import available_exposure
+from perpjax.state import Lots
+
+FEATURE_CLIP = 10.0
+"""Scaled features are clipped to plus and minus this."""
+ACCOUNT_FEATURES = (
+    "lots", "side", "margin", "notional", "unrealised", "age", "time_left", "liquidation_distance", "available",
+)  # fmt: skip
+
+
+def scale_features(
+    features: Float[Array, "F"], mean: Float[Array, "F"], scale: Float[Array, "F"]
+) -> Float[Array, "F"]:
+    """`(x - mean) / scale`, clipped to +-10."""
+    return jnp.clip((features - mean) / scale, -FEATURE_CLIP, FEATURE_CLIP)
+
+
+def observe_account(
+    lots: Lots,
+    equity: Float[Array, ""],
+    mark: Float[Array, ""],
+    tick_value: Float[Array, ""],
+    params: EnvParams,
+) -> Float[Array, "9"]:
+    """The account in nine numbers of order one, in the order of `ACCOUNT_FEATURES`.
+
+    Args:
+      equity: quote, marked to `mark`.
+      mark: mark close of the last closed bar, ticks.
+    """
+    held = lots.quantity > 0
+    base = jnp.maximum(equity, 1e-6 * params.initial_equity)
+    margin = jnp.sum(lots.margin, axis=0)
+    oldest = jnp.max(lots.age, axis=0)
+    max_hold = params.max_hold.astype(jnp.float32)
+    distance = jnp.where(held & (lots.liquidation > 0), lots.side * (mark - lots.liquidation) / mark, 1.0)
+    count = jnp.sum(held, axis=0)
+    numbers = [
+        count / lots.quantity.shape[0],
+        account_side(lots),
+        margin / base,
+        notional(lots, mark, tick_value) / base,
+        unrealised(lots, mark, tick_value) / base,
+        oldest / max_hold,
+        jnp.where(count > 0, jnp.maximum(params.max_hold - oldest, 0) / max_hold, 0.0),
+        jnp.min(distance, axis=0),
+        available_exposure(equity, margin, params) / base,
+    ]
+    return jnp.stack(jnp.broadcast_arrays(*numbers))
+
+
+def account_side(lots: Lots) -> Float[Array, ""]:
+    """+1, -1, or 0 when flat: an account is never long and short at once."""
+    return jnp.clip(jnp.sum(lots.side, axis=0), -1.0, 1.0)
+
+
+def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
+    """Profit of all lots at `mark` (ticks), quote currency."""
+    return jnp.sum(lots.side * lots.quantity * (mark - lots.entry), axis=0) * tick_value
+
+
+def notional(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
+    """Value of all lots at `mark` (ticks), quote currency."""
+    return jnp.sum(lots.quantity, axis=0) * mark * tick_value

@@ -1,0 +1,116 @@
+"""The numbers `vmap` may vary (EnvParams) and the choices that shape the program (EnvConfig)."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from perpjax._pytree import pytree
+
+# name: dtype, lowest, highest (both inclusive), unit
+_RANGES = {
+    "initial_equity": (jnp.float32, 1e-3, 1e9, "quote"),
+    "taker_fee": (jnp.float32, 0.0, 0.1, "fraction of notional"),
+    "slippage_base": (jnp.float32, 0.0, 0.5, "fraction of price"),
+    "slippage_atr": (jnp.float32, 0.0, 100.0, "ATRs"),
+    "stop_depth": (jnp.float32, 0.0, 1.0, "fraction of the way to the candle's extreme"),
+    "max_exposure": (jnp.float32, 0.0, 1.0, "margin as a fraction of equity"),
+    "max_leverage": (jnp.float32, 1.0, 1000.0, "times"),
+    "max_hold": (jnp.int32, 1, 2**30, "bars"),
+    "ruin_fraction": (jnp.float32, 0.0, 0.999, "fraction of initial equity"),
+    "entry_penalty": (jnp.float32, 0.0, 1e3, "reward"),
+    "risk_penalty": (jnp.float32, 0.0, 1e3, "reward"),
+    "liquidation_penalty": (jnp.float32, 0.0, 1e3, "reward"),
+    "ruin_penalty": (jnp.float32, 0.0, 1e3, "reward"),
+}
+
+
+@pytree
+class EnvParams:
+    """Numbers of the simulation; each may be an array with a batch axis, for `vmap` over environments.
+
+    Attributes:
+      initial_equity: quote currency.
+      taker_fee: fraction of notional, paid at entry and at every exit but a liquidation.
+      slippage_base, slippage_atr: slippage is `ceil(slippage_base * price + slippage_atr * ATR)` ticks.
+      stop_depth: a stop fills this fraction further towards the candle's adverse extreme.
+      max_exposure: limit on the sum of margins, fraction of equity.
+      max_leverage: limit on an order's leverage.
+      max_hold: bars after which a lot is closed.
+      ruin_fraction: the episode terminates when equity is at or below this fraction of the initial one.
+      entry_penalty, risk_penalty, liquidation_penalty, ruin_penalty: weights of the `shaped` reward.
+
+    Raises:
+      ValueError: naming the field, the value and the range, for a number that is not finite or out of range.
+    """
+
+    initial_equity: Float[Array, "..."] | float = 10_000.0
+    taker_fee: Float[Array, "..."] | float = 0.0006
+    slippage_base: Float[Array, "..."] | float = 0.0002
+    slippage_atr: Float[Array, "..."] | float = 0.1
+    stop_depth: Float[Array, "..."] | float = 0.1
+    max_exposure: Float[Array, "..."] | float = 0.10
+    max_leverage: Float[Array, "..."] | float = 10.0
+    max_hold: Int[Array, "..."] | int = 192
+    ruin_fraction: Float[Array, "..."] | float = 0.1
+    entry_penalty: Float[Array, "..."] | float = 0.0002
+    risk_penalty: Float[Array, "..."] | float = 0.1
+    liquidation_penalty: Float[Array, "..."] | float = 0.005
+    ruin_penalty: Float[Array, "..."] | float = 0.1
+
+    def __post_init__(self):
+        for name, (dtype, lowest, highest, unit) in _RANGES.items():
+            value = getattr(self, name)
+            if not isinstance(value, jax.core.Tracer):
+                host = np.asarray(value, np.float64)
+                bad = ~((host >= lowest) & (host <= highest))
+                if dtype == jnp.int32:
+                    bad |= host != np.round(host)
+                if bad.any():
+                    raise ValueError(
+                        f"EnvParams.{name} = {host[bad].flat[0]:g} is not "
+                        f"{'an integer ' if dtype == jnp.int32 else ''}in [{lowest:g}, {highest:g}] ({unit})"
+                    )
+            # A Python float would be a weakly typed leaf, and a second trace.
+            object.__setattr__(self, name, jnp.asarray(value, dtype))
+
+
+Actions = Literal["box5", "multi_discrete"]
+Intrabar = Literal["nearest", "pessimistic", "optimistic"]
+Reward = Literal["log_return", "shaped"]
+Opposite = Literal["refuse", "close"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """Static choices: each set of them is one compiled program.
+
+    Attributes:
+      actions: "multi_discrete" (hold, long, short, close x size x leverage x stop x target) or "box5" (five
+        floats in [-1, 1]).
+      intrabar: which of several levels reached inside one candle counts, where the candle does not say.
+      reward: "log_return" of equity, or "shaped" with penalties.
+      opposite: what a `box5` direction against the lots held means: refused NO_HEDGE, or a close.
+      max_lots: slots of the account.
+      episode_length: bars until truncation.
+    """
+
+    actions: Actions = "multi_discrete"
+    intrabar: Intrabar = "nearest"
+    reward: Reward = "log_return"
+    opposite: Opposite = "refuse"
+    max_lots: int = 10
+    episode_length: int = 672
+
+    def __post_init__(self):
+        choices = {"actions": Actions, "intrabar": Intrabar, "reward": Reward, "opposite": Opposite}
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"EnvConfig.{name} = {getattr(self, name)!r} is not one of {get_args(kind)}")
+        for name in ("max_lots", "episode_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"EnvConfig.{name} = {value!r} is not a positive integer")

@@ -1,0 +1,199 @@
+"""What the twin is told (market, parameters, order) and what it keeps (lots, ledger, state).
+
+Units as in SPEC section 1: prices, ATR and distances in whole ticks, quantities in whole steps, money in
+quote currency, rates and fees as fractions, time as a bar index. Everything is float64 or int; for a parity
+test the floats hold the simulator's float32 values exactly (`float(numpy.float32(x))`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+HOLD, LONG, SHORT, CLOSE = 0, 1, -1, 2
+
+
+class Verdict(IntEnum):
+    """The answer to an order; the first that holds, in this order (SPEC 3.4)."""
+
+    HOLD = 0
+    DATA_GAP = 1
+    MAX_LOTS = 2
+    NO_HEDGE = 3
+    MAX_EXPOSURE = 4
+    MAX_NOTIONAL = 5
+    BELOW_MINIMUM = 6
+    ACCEPTED = 7
+
+
+class Order(NamedTuple):
+    """A decoded action: direction HOLD, LONG, SHORT or CLOSE, and what an opening asks for."""
+
+    direction: int
+    size: float = 0.0
+    leverage: float = 1.0
+    stop_multiple: float = 1.0
+    target_multiple: float = 1.0
+
+
+class Bracket(NamedTuple):
+    """One line of the maintenance table: `maintenance = rate * notional - amount` on (floor, cap]."""
+
+    floor: float
+    cap: float
+    max_leverage: float
+    rate: float
+    amount: float
+
+
+def _widen(record: object) -> None:
+    """Makes every float of a frozen dataclass float64: one numpy float32 would pull sums down to float32."""
+    for entry in fields(record):
+        value = getattr(record, entry.name)
+        if entry.type == "float":
+            object.__setattr__(record, entry.name, float(value))
+        elif entry.type == "np.ndarray" and entry.name != "valid":
+            object.__setattr__(record, entry.name, np.asarray(value, np.float64))
+
+
+@dataclass(frozen=True)
+class TwinMarket:
+    """N bars of K candles of one instrument, in one segment.
+
+    open .. mark_close: [N, K] ticks; valid: [N, K] bool; funding_rate: [N], 0 where nothing settles;
+    funding_price: [N] ticks; atr: [N + 1] whole ticks and features: [N + 1, F] unscaled, both "known at T_t";
+    feature_mean, feature_scale: [F]; brackets: [n, 5] rows (floor, cap, max leverage, rate, amount);
+    max_steps: the venue's largest order in steps; first: first decision bar of the segment.
+
+    Raises:
+      ValueError: the bracket table is not continuous and increasing (SPEC 3.6), or `first` is below 1.
+    """
+
+    open: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+    close: np.ndarray
+    mark_open: np.ndarray
+    mark_high: np.ndarray
+    mark_low: np.ndarray
+    mark_close: np.ndarray
+    valid: np.ndarray
+    funding_rate: np.ndarray
+    funding_price: np.ndarray
+    atr: np.ndarray
+    features: np.ndarray
+    feature_mean: np.ndarray
+    feature_scale: np.ndarray
+    tick_value: float
+    min_notional: float
+    max_steps: float
+    maintenance_fee_rate: float
+    brackets: np.ndarray
+    first: int = 673
+
+    def __post_init__(self) -> None:
+        _widen(self)
+        if self.first < 1:
+            raise ValueError(f"first decision bar {self.first}: a decision needs a bar before it")
+        for before, after in zip(self.table, self.table[1:], strict=False):
+            # A relative 1e-5 for the jump: the columns may have been rounded to float32.
+            jump = after.floor * (after.rate - before.rate) - (after.amount - before.amount)
+            if after.floor != before.cap or after.cap <= after.floor or after.rate <= before.rate:
+                raise ValueError(f"brackets {before} and {after} are not increasing")
+            if abs(jump) > 1e-5 * max(1.0, after.amount):
+                raise ValueError(f"maintenance jumps by {jump} between brackets {before} and {after}")
+
+    @property
+    def bars(self) -> int:
+        return self.open.shape[0]
+
+    @property
+    def candles(self) -> int:
+        return self.open.shape[1]
+
+    @cached_property
+    def table(self) -> list[Bracket]:
+        return [Bracket(*(float(number) for number in row)) for row in self.brackets]
+
+
+@dataclass(frozen=True)
+class TwinParams:
+    """SPEC section 5: the defaults."""
+
+    initial_equity: float = 10_000.0
+    taker_fee: float = 0.0006
+    slippage_base: float = 0.0002
+    slippage_atr: float = 0.1
+    stop_depth: float = 0.1
+    max_exposure: float = 0.10
+    max_leverage: float = 10.0
+    max_hold: int = 192
+    ruin_fraction: float = 0.1
+    entry_penalty: float = 0.0002
+    risk_penalty: float = 0.1
+    liquidation_penalty: float = 0.005
+    ruin_penalty: float = 0.1
+    actions: str = "box5"  # or "multi_discrete"
+    intrabar: str = "nearest"  # or "pessimistic", "optimistic"
+    reward: str = "log_return"  # or "shaped"
+    opposite: str = "refuse"  # or "close"; box5 only
+    max_lots: int = 10
+    episode_length: int = 672
+
+    def __post_init__(self) -> None:
+        _widen(self)
+
+
+@dataclass
+class Lot:
+    """One open position; a free slot holds None instead."""
+
+    side: int  # +1 long, -1 short: the `d` of SPEC section 3
+    quantity: float  # steps
+    entry: float  # ticks
+    margin: float  # quote
+    leverage: float
+    stop: float  # ticks
+    target: float  # ticks
+    liquidation: float = 0.0  # ticks; 0: none
+    age: int = 0  # bars; the opening bar counts 1 once it is over
+
+
+@dataclass
+class Ledger:
+    """Counts since reset (SPEC section 4)."""
+
+    fees: float = 0.0
+    funding: float = 0.0  # paid, so that receiving is negative
+    realised: float = 0.0
+    liquidation_losses: float = 0.0
+    traded_notional: float = 0.0  # entry and exit fills
+    opened: int = 0
+    stopped: int = 0
+    targets: int = 0
+    timed_out: int = 0
+    closed: int = 0
+    liquidated: int = 0
+    ambiguous: int = 0
+    refused: list[int] = field(default_factory=lambda: [0] * len(Verdict))  # orders each verdict met
+
+
+@dataclass
+class TwinState:
+    """The state at decision t, with what the last step returned."""
+
+    t: int
+    end: int  # bar at which the episode is cut: min(start + episode_length, N)
+    wallet: float
+    lots: list[Lot | None]  # [max_lots]
+    ledger: Ledger
+    equity: float
+    obs: np.ndarray | None = None  # [F + 9]
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    events: list[tuple] = field(default_factory=list)  # of the last step

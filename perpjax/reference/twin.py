@@ -1,0 +1,348 @@
+"""The float64 twin of the simulator: SPEC section 3, rule by rule, in plain Python.
+
+It shares no code with the simulator, and is to be read beside SPEC. Every rounding and money threshold
+goes through `self.ties` (see `ties.py`); price levels are whole ticks and compare exactly.
+
+Events of a step, in the order they happen (within a candle by slot):
+  ("verdict", name), ("opened", slot, entry, quantity), ("closed", slot, fill), ("stopped", slot, fill),
+  ("target", slot, fill), ("timed_out", slot, fill), ("liquidated", slot), ("ambiguous", slot).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from perpjax.reference.actions import decode
+from perpjax.reference.outputs import observe, profit, reward
+from perpjax.reference.records import (
+    CLOSE,
+    HOLD,
+    LONG,
+    Ledger,
+    Lot,
+    Order,
+    TwinMarket,
+    TwinParams,
+    TwinState,
+    Verdict,
+)
+from perpjax.reference.ties import Ties
+
+
+class Twin:
+    """One environment. `reset`, `step` and `load` change `state` in place and return it.
+
+    `ties` holds the near-ties of the last step; `near_ties` and `flipped_ties` count since construction.
+    """
+
+    def __init__(self, market: TwinMarket, params: TwinParams):
+        self.market, self.params = market, params
+        self.ties = Ties()
+        self.near_ties = self.flipped_ties = 0
+        self.state: TwinState
+
+    def reset(self, start: int) -> TwinState:
+        """Starts at decision bar `start` (first .. N - 1); outside: ValueError."""
+        m, p = self.market, self.params
+        if not m.first <= start < m.bars:
+            raise ValueError(f"start {start} is outside {m.first} .. {m.bars - 1}")
+        end = min(start + p.episode_length, m.bars)
+        slots: list[Lot | None] = [None] * p.max_lots
+        self.state = TwinState(start, end, p.initial_equity, slots, Ledger(), p.initial_equity)
+        self.state.obs = observe(self.state, m, p)
+        return self.state
+
+    def load(
+        self, *, t: int, end: int, wallet: float, lots: Mapping[str, Any],
+        ledger: Mapping[str, Any] | None = None, terminated: bool = False, truncated: bool = False,
+    ) -> TwinState:  # fmt: skip
+        """Takes over a given state at decision t.
+
+        Args:
+          t, end: bars; wallet: quote, the whole compensated sum (wallet + wallet_low).
+          lots: the fields of `Lot` by name, each [max_lots]; a slot of quantity 0 is free.
+          ledger: the entries of `Ledger` by name, `refused` a sequence; None: all 0.
+        """
+        names = Lot.__dataclass_fields__
+        kinds = {name: int if name in ("side", "age") else float for name in names}
+        slots: list[Lot | None] = [
+            Lot(**{name: kinds[name](lots[name][i]) for name in names}) if lots["quantity"][i] != 0 else None
+            for i in range(self.params.max_lots)
+        ]
+        entries = {name: np.asarray(x, np.float64).tolist() for name, x in (ledger or {}).items()}
+        self.state = TwinState(int(t), int(end), float(wallet), slots, Ledger(**entries), 0.0)
+        self.state.equity = self.state.wallet + self._unrealised(self._mark_before(t))
+        self.state.terminated, self.state.truncated = bool(terminated), bool(truncated)
+        self.state.obs = observe(self.state, self.market, self.params)
+        return self.state
+
+    def step(self, action: Any, forced: Mapping[int, float] | None = None) -> TwinState:
+        """One bar: decision t to decision t + 1.
+
+        Args:
+          action: box5 [5] floats, multi_discrete [5] integers, or an `Order`.
+          forced: near-ties to decide as the simulator did, see `Ties`.
+        """
+        s, p, m = self.state, self.params, self.market
+        self.ties, s.events = Ties(forced), []
+        if s.terminated or s.truncated:  # absorbing
+            s.reward = 0.0
+            return s
+        t, before, equity_before = s.t, copy.deepcopy(s.ledger), s.equity
+        order = decode(action, p, [lot for _, lot in self._held()], self.ties)  # lots at decision time
+
+        self._settle_funding()  # 1
+        self._check_opening()  # 2
+        verdict = self._trade(order)  # 3, 4, 5, 6
+        s.ledger.refused[verdict] += 1
+        s.events.append(("verdict", verdict.name))
+        for k in range(m.candles):  # 7
+            if m.valid[t, k]:
+                self._run_candle(k)
+        self._time_out()  # 8; every exit is rule 9
+
+        mark = float(m.mark_close[t, -1])  # 10
+        s.equity = s.wallet + self._unrealised(mark)
+        gross = s.wallet + sum(abs(self._profit(lot, mark)) for _, lot in self._held())
+        ruin = p.ruin_fraction * p.initial_equity  # 11
+        s.terminated = self.ties.at_most("equity <= ruin", s.equity, ruin, gross)
+        s.truncated = not s.terminated and t + 1 == s.end
+        s.reward = reward(s, m, p, equity_before, before)
+        s.t = t + 1
+        s.obs = observe(s, m, p)
+        self.near_ties += len(self.ties.cases)
+        self.flipped_ties += self.ties.flipped
+        return s
+
+    # Rules 1 to 6: the open of the bar
+
+    def _settle_funding(self) -> None:
+        """Rule 1."""
+        s, m = self.state, self.market
+        rate, price = float(m.funding_rate[s.t]), float(m.funding_price[s.t])
+        if rate == 0:
+            return
+        for _, lot in self._held():
+            payment = min(lot.side * lot.quantity * price * m.tick_value * rate, lot.margin)
+            s.wallet -= payment
+            lot.margin -= payment
+            s.ledger.funding += payment
+            lot.liquidation = self._liquidation_price(lot)
+
+    def _check_opening(self) -> None:
+        """Rule 2."""
+        s, m = self.state, self.market
+        if not m.valid[s.t, 0]:
+            return
+        for slot, lot in self._held():
+            if at_or_past_liquidation(lot, m.mark_open[s.t, 0]):
+                self._liquidate(slot, lot)
+
+    def _trade(self, order: Order) -> Verdict:
+        """Rules 3 to 5: the first verdict that holds, and what an accepted order does."""
+        s, p, m = self.state, self.params, self.market
+        d, lots = order.direction, [lot for _, lot in self._held()]
+        if d == HOLD:
+            return Verdict.HOLD
+        if not m.valid[s.t, 0]:
+            return Verdict.DATA_GAP
+        open_ = float(m.open[s.t, 0])
+        if d == CLOSE:  # rule 3: "HOLD if there is no lot" to close, so this is decided before closing
+            for slot, lot in self._held():
+                self._exit("closed", slot, lot, open_ - lot.side * self._slip(open_))
+            return Verdict.ACCEPTED if lots else Verdict.HOLD
+        if len(lots) == p.max_lots:
+            return Verdict.MAX_LOTS
+        if any(lot.side == -d for lot in lots):
+            return Verdict.NO_HEDGE
+
+        mark, posted = self._mark_before(s.t), sum(lot.margin for lot in lots)
+        equity = s.wallet + self._unrealised(mark)
+        available = p.max_exposure * equity - posted
+        # The size of the terms that cancel in `available`: for near-ties only.
+        gross = p.max_exposure * (s.wallet + sum(abs(self._profit(lot, mark)) for lot in lots))
+        if self.ties.at_most("available <= 0", p.max_exposure * equity, posted, gross):
+            return Verdict.MAX_EXPOSURE
+        if self.ties.at_most("wallet <= sum(margin)", s.wallet, posted):
+            return Verdict.MAX_EXPOSURE
+
+        leverage = min(max(order.leverage, 1.0), p.max_leverage)
+        requested = order.size * available * leverage
+        scale = order.size * gross * leverage
+        for bracket in m.table:  # the bracket (floor, cap] that holds the requested notional
+            if self.ties.at_most("requested notional <= cap", requested, bracket.cap, scale):
+                leverage = min(leverage, bracket.max_leverage)
+                break
+        else:
+            return Verdict.MAX_NOTIONAL
+        stop_multiple = min(max(order.stop_multiple, 0.5), 3.0)
+        target_multiple = max(min(max(order.target_multiple, 0.5), 6.0), stop_multiple)
+        by_exposure = order.size * available
+        by_free_money = (s.wallet - posted) / (1 + leverage * p.taker_fee)
+        margin = min(by_exposure, by_free_money)
+        margin_scale = order.size * gross if by_exposure <= by_free_money else s.wallet
+
+        # Rule 5
+        slip = self._slip(open_)
+        entry = max(open_ + d * slip, 1.0)
+        step_value = entry * m.tick_value
+        steps_scale = margin_scale * leverage / step_value
+        quantity = min(self.ties.floor("quantity", margin * leverage / step_value, steps_scale), m.max_steps)
+        notional = quantity * entry * m.tick_value
+        if quantity < 1 or not self.ties.at_most("min_notional <= notional", m.min_notional, notional):
+            return Verdict.BELOW_MINIMUM
+        atr = float(m.atr[s.t])
+        stop_distance = max(slip + 1, self.ties.round("stop distance", stop_multiple * atr))
+        target_distance = max(stop_distance, self.ties.round("target distance", target_multiple * atr))
+        lot = Lot(
+            side=d,
+            quantity=quantity,
+            entry=entry,
+            margin=notional / leverage,
+            leverage=leverage,
+            stop=entry - d * stop_distance,
+            target=entry + d * target_distance,
+        )
+        lot.liquidation = self._liquidation_price(lot)
+        slot = s.lots.index(None)  # the lowest free one
+        s.lots[slot] = lot
+        fee = p.taker_fee * notional
+        s.wallet -= fee
+        s.ledger.fees += fee
+        s.ledger.traded_notional += notional
+        s.ledger.opened += 1
+        s.events.append(("opened", slot, entry, quantity))
+        return Verdict.ACCEPTED
+
+    def _liquidation_price(self, lot: Lot) -> float:
+        """Rule 6, ticks; 0 when there is none."""
+        d, E, M, f = lot.side, lot.entry, lot.margin, self.market.maintenance_fee_rate
+        distance, scale = math.inf, 0.0
+        for bracket in self.market.table:
+            m, cum = bracket.rate, bracket.amount
+            cushion = (M + cum) / (lot.quantity * self.market.tick_value)
+            distance_b = (cushion - (m + f) * E) / (1 - d * (m + f))
+            if distance_b < distance:
+                distance, scale = distance_b, max(cushion, (m + f) * E) / (1 - d * (m + f))
+        level = E - d * self.ties.ceil("liquidation distance", distance - E * 2.0**-22, scale)
+        return max(level, 0.0) if d == LONG else level
+
+    # Rules 7 to 9: the candles of the bar
+
+    def _run_candle(self, k: int) -> None:
+        """Rule 7, the valid candle k."""
+        s, p, m = self.state, self.params, self.market
+        open_, mark_open = float(m.open[s.t, k]), float(m.mark_open[s.t, k])
+        for slot, lot in self._held():
+            d = lot.side
+            worst, best = (m.low, m.high) if d == LONG else (m.high, m.low)
+            mark_worst = (m.mark_low if d == LONG else m.mark_high)[s.t, k]
+            adverse, favourable = float(worst[s.t, k]), float(best[s.t, k])
+            reached = set()
+            if at_or_past_liquidation(lot, mark_worst):
+                reached.add("liquidated")
+            if at_or_past(adverse, lot.stop, d):
+                reached.add("stopped")
+            if d * (favourable - lot.target) >= 1:  # one tick beyond it
+                reached.add("target")
+
+            if at_or_past_liquidation(lot, mark_open):
+                outcome = "liquidated"
+            elif at_or_past(open_, lot.stop, d):
+                outcome = "stopped"
+            elif d * (open_ - lot.target) >= 1:
+                outcome = "target"
+            elif not reached:
+                continue
+            else:
+                outcome = next(level for level in precedence(p.intrabar, lot) if level in reached)
+                if len(reached) >= 2:
+                    s.ledger.ambiguous += 1
+                    s.events.append(("ambiguous", slot))
+
+            if outcome == "liquidated":
+                self._liquidate(slot, lot)
+            elif outcome == "stopped":
+                x = min(lot.stop, open_) if d == LONG else max(lot.stop, open_)
+                depth = self.ties.ceil("stop depth", p.stop_depth * abs(x - adverse))
+                self._exit("stopped", slot, lot, x - d * (self._slip(x) + depth))
+            else:
+                self._exit("target", slot, lot, lot.target)
+
+    def _time_out(self) -> None:
+        """Rule 8."""
+        s, m = self.state, self.market
+        closes = [float(m.close[s.t, k]) for k in range(m.candles) if m.valid[s.t, k]]
+        for slot, lot in self._held():
+            lot.age += 1
+            if lot.age >= self.params.max_hold and closes:
+                self._exit("timed_out", slot, lot, closes[-1] - lot.side * self._slip(closes[-1]))
+
+    def _exit(self, kind: str, slot: int, lot: Lot, fill: float) -> None:
+        """Rule 9; kind is closed, stopped, target or timed_out."""
+        s, ledger = self.state, self.state.ledger
+        fill = max(fill, 1.0)
+        notional = lot.quantity * fill * self.market.tick_value
+        gain = max(self._profit(lot, fill), -lot.margin)
+        fee = min(self.params.taker_fee * notional, lot.margin + gain)
+        s.wallet += gain - fee
+        ledger.realised += gain
+        ledger.fees += fee
+        ledger.traded_notional += notional
+        counter = "targets" if kind == "target" else kind
+        setattr(ledger, counter, getattr(ledger, counter) + 1)
+        s.lots[slot] = None
+        s.events.append((kind, slot, fill))
+
+    def _liquidate(self, slot: int, lot: Lot) -> None:
+        """Costs exactly what is left of M, once, no fee on top; no fill, so nothing traded."""
+        s = self.state
+        s.wallet -= lot.margin
+        s.ledger.liquidation_losses += lot.margin
+        s.ledger.liquidated += 1
+        s.lots[slot] = None
+        s.events.append(("liquidated", slot))
+
+    # Shared by the rules
+
+    def _held(self) -> list[tuple[int, Lot]]:
+        """(slot, lot) of every open lot; a list of its own, so that lots may end on the way."""
+        return [(slot, lot) for slot, lot in enumerate(self.state.lots) if lot is not None]
+
+    def _slip(self, price: float) -> float:
+        """`slip(p)`, ticks."""
+        p, atr = self.params, float(self.market.atr[self.state.t])
+        return self.ties.ceil("slip", p.slippage_base * price + p.slippage_atr * atr)
+
+    def _mark_before(self, t: int) -> float:
+        return float(self.market.mark_close[t - 1, -1])
+
+    def _profit(self, lot: Lot, price: float) -> float:
+        return profit(lot, price, self.market.tick_value)
+
+    def _unrealised(self, mark: float) -> float:
+        return sum(self._profit(lot, mark) for _, lot in self._held())
+
+
+def at_or_past(price: float, level: float, d: int) -> bool:
+    """Whether an adverse level is reached: below a long's, above a short's, or on it."""
+    return bool(d * price <= d * level)
+
+
+def at_or_past_liquidation(lot: Lot, mark: float) -> bool:
+    return lot.liquidation > 0 and at_or_past(float(mark), lot.liquidation, lot.side)
+
+
+def precedence(rule: str, lot: Lot) -> tuple[str, str, str]:
+    """Which level of a lot comes first in a candle whose open decided nothing (rule 7)."""
+    if rule == "optimistic":
+        return "target", "stopped", "liquidated"
+    stop_not_beyond = lot.side * (lot.stop - lot.liquidation) >= 0  # equal counts as stop
+    if rule == "nearest" and stop_not_beyond:
+        return "stopped", "liquidated", "target"
+    return "liquidated", "stopped", "target"

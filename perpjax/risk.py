@@ -1,0 +1,137 @@
+"""Every limit, once: the environment, the baselines and a live runner all ask `review`."""
+
+import enum
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from perpjax.execution import fill_entry, slip
+from perpjax.instrument import Instrument
+from perpjax.orders import CLOSE, HOLD, LONG, SHORT, Order
+from perpjax.params import EnvParams
+
+MIN_STOP, MAX_STOP = 0.5, 3.0
+"""Range of the stop multiple, ATRs."""
+MIN_TARGET, MAX_TARGET = 0.5, 6.0
+"""Range of the target multiple, ATRs; it is also at least the stop multiple."""
+
+
+class Verdict(enum.IntEnum):
+    """What became of an order; the first that holds, in this order."""
+
+    HOLD = 0
+    DATA_GAP = 1
+    MAX_LOTS = 2
+    NO_HEDGE = 3
+    MAX_EXPOSURE = 4
+    MAX_NOTIONAL = 5
+    BELOW_MINIMUM = 6
+    ACCEPTED = 7
+
+
+NUM_VERDICTS = len(Verdict)
+
+
+class Exposure(NamedTuple):
+    """What a review must know of the account."""
+
+    lots: Int[Array, ""]
+    """Lots open."""
+    slots: int
+    """Lots the account can hold."""
+    side: Float[Array, ""]
+    """+1, -1, or 0 when flat: lots are never long and short at once."""
+    wallet: Float[Array, ""]
+    """Quote; after funding and the opening check."""
+    equity: Float[Array, ""]
+    """Wallet plus unrealised profit at the mark close of the bar before."""
+    margin: Float[Array, ""]
+    """Sum over lots."""
+
+
+class Review(NamedTuple):
+    """The verdict, and the lot that an accepted opening order becomes."""
+
+    verdict: Int[Array, ""]
+    opens: Bool[Array, ""]
+    closes: Bool[Array, ""]
+    side: Float[Array, ""]
+    entry: Float[Array, ""]
+    """Fill price, ticks."""
+    quantity: Float[Array, ""]
+    """Steps."""
+    leverage: Float[Array, ""]
+    margin: Float[Array, ""]
+    """Notional / leverage, quote."""
+    notional: Float[Array, ""]
+    stop: Float[Array, ""]
+    """Ticks."""
+    target: Float[Array, ""]
+
+
+def available_exposure(
+    equity: Float[Array, "..."], margin: Float[Array, "..."], params: EnvParams
+) -> Float[Array, "..."]:
+    """Margin that may still be posted, quote."""
+    return params.max_exposure * equity - margin
+
+
+def review(
+    order: Order,
+    account: Exposure,
+    price: Float[Array, ""],
+    tradable: Bool[Array, ""],
+    atr: Float[Array, ""],
+    instrument: Instrument,
+    params: EnvParams,
+) -> Review:
+    """Judge one order at the open of a bar, and size it.
+
+    Args:
+      order: as decoded; multiples and leverage are clamped here.
+      account: what is held.
+      price: last-price open of the bar's first candle, ticks.
+      tradable: whether that candle is valid.
+      atr: known at the open, ticks.
+    """
+    available = available_exposure(account.equity, account.margin, params)
+    leverage = jnp.clip(order.leverage, 1.0, params.max_leverage)
+    wanted = order.size * available * leverage
+    for floor, _, most, _, _ in instrument.brackets:
+        leverage = jnp.where(wanted > floor, jnp.minimum(leverage, most), leverage)
+    stop_multiple = jnp.clip(order.stop_multiple, MIN_STOP, MAX_STOP)
+    target_multiple = jnp.maximum(jnp.clip(order.target_multiple, MIN_TARGET, MAX_TARGET), stop_multiple)
+
+    # Unrealised profit is never posted, and the entry fee is paid from free money.
+    free = account.wallet - account.margin
+    margin = jnp.minimum(order.size * available, free / (1 + leverage * params.taker_fee))
+    side = jnp.where(order.direction == SHORT, -1.0, 1.0)
+    entry = fill_entry(side, price, atr, params)
+    step_notional = entry * instrument.tick_value
+    quantity = jnp.minimum(jnp.floor(margin * leverage / step_notional), instrument.max_steps)
+    notional = quantity * step_notional
+    stop_distance = jnp.maximum(slip(price, atr, params) + 1, jnp.round(stop_multiple * atr))
+    target_distance = jnp.maximum(stop_distance, jnp.round(target_multiple * atr))
+
+    close, flat = order.direction == CLOSE, account.lots == 0
+    verdicts = (
+        ((order.direction == HOLD), Verdict.HOLD),
+        (~tradable, Verdict.DATA_GAP),
+        (close & flat, Verdict.HOLD),
+        (close, Verdict.ACCEPTED),
+        (account.lots >= account.slots, Verdict.MAX_LOTS),
+        (account.side * side < 0, Verdict.NO_HEDGE),
+        ((available <= 0) | (free <= 0), Verdict.MAX_EXPOSURE),
+        (wanted > instrument.brackets[-1, 1], Verdict.MAX_NOTIONAL),
+        ((quantity < 1) | (notional < instrument.min_notional), Verdict.BELOW_MINIMUM),
+    )
+    verdict = jnp.int32(Verdict.ACCEPTED)
+    for holds, code in reversed(verdicts):
+        verdict = jnp.where(holds, jnp.int32(code), verdict)
+    accepted = verdict == Verdict.ACCEPTED
+    opens = accepted & ((order.direction == LONG) | (order.direction == SHORT))
+    return Review(
+        verdict, opens, accepted & close, side, entry, quantity, leverage, notional / leverage, notional,
+        entry - side * stop_distance, entry + side * target_distance,
+    )  # fmt: skip
