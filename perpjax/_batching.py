@@ -10,10 +10,8 @@ from jaxtyping import Array, Bool
 T = TypeVar("T")
 
 
-def cond_any(
-    predicate: Bool[Array, ""], on_true: Callable[..., T], on_false: Callable[..., T], *operands: Any
-) -> T:
-    """`lax.cond(predicate, on_true, on_false, *operands)`, which under `vmap` runs `on_true` if any element asks for it.
+def cond_any(predicate: Bool[Array, ""], on_true: Callable[..., T], on_false: Callable[..., T], *operands: Any) -> T:
+    """`lax.cond(predicate, on_true, on_false, *operands)`, that under `vmap` runs `on_true` if any element asks.
 
     A batched `lax.cond` becomes a select: both branches always run. Here the branch is a real one over the whole
     batch, with the select inside. It also keeps XLA from computing the branch anew in every kernel that reads one of

@@ -1,4 +1,4 @@
-"""Fills: slippage and fees. Prices and distances in ticks."""
+"""Fill prices and slippage, in ticks."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -32,11 +32,11 @@ class Hit(NamedTuple):
     ambiguous: Int[Array, "lots"]
     """1 if that candle reached two or more of its levels and its open decided nothing."""
 
-    @classmethod
-    def nothing(cls, lots: Lots, bar: Bar) -> "Hit":
-        """No lot ends."""
-        zero = jnp.zeros(lots.quantity.shape, jnp.int32)
-        return cls(zero, zero + bar.open.shape[0], zero)
+
+def no_hit(bar: Bar, lots: Lots, side: Float[Array, ""]) -> Hit:
+    """What the candles do where no lot is held."""
+    zero = jnp.zeros(lots.quantity.shape, jnp.int32)
+    return Hit(zero, zero + bar.open.shape[0], zero)
 
 
 def resolve(bar: Bar, lots: Lots, side: Float[Array, ""], rule: Intrabar) -> Hit:
@@ -73,7 +73,9 @@ def resolve(bar: Bar, lots: Lots, side: Float[Array, ""], rule: Intrabar) -> Hit
     open_targets = _first_at_or_below(-signed(bar.open, -jnp.inf), -beyond) == first
     by_rule = _choose(rule, by_liquidation == first, by_stop == first, by_target == first, stop >= liquidation)
     at_open = jnp.where(
-        open_liquidates, Exit.LIQUIDATED, jnp.where(open_stops, Exit.STOPPED, jnp.where(open_targets, Exit.TARGET, 0))
+        open_liquidates,
+        Exit.LIQUIDATED,
+        jnp.where(open_stops, Exit.STOPPED, jnp.where(open_targets, Exit.TARGET, 0)),
     )
     how = jnp.where(at_open > 0, at_open, by_rule)
 
@@ -98,7 +100,11 @@ def _first_at_or_below(path: Float[Array, "K"], level: Float[Array, "lots"]) -> 
 def _choose(rule: Intrabar, liquidation: Array, stop: Array, target: Array, stop_not_beyond: Array) -> Array:
     """The level that counts among those reached in one candle, where its open does not say."""
     orders = {
-        "nearest": ((stop & stop_not_beyond, Exit.STOPPED), (liquidation, Exit.LIQUIDATED), (stop, Exit.STOPPED)),
+        "nearest": (
+            (stop & stop_not_beyond, Exit.STOPPED),
+            (liquidation, Exit.LIQUIDATED),
+            (stop, Exit.STOPPED),
+        ),
         "pessimistic": ((liquidation, Exit.LIQUIDATED), (stop, Exit.STOPPED)),
         "optimistic": ((target, Exit.TARGET), (stop, Exit.STOPPED), (liquidation, Exit.LIQUIDATED)),
     }

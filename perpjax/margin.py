@@ -1,9 +1,14 @@
 """Maintenance margin, liquidation price and funding."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from typing import NamedTuple
 
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from perpjax._batching import cond_any
 from perpjax.instrument import Instrument
+from perpjax.market import Bar
+from perpjax.state import Lots, clear
 
 CEIL_SLACK = 2.0**-22
 """Fraction of the entry price by which a distance may exceed a whole tick and still count as that tick."""
@@ -74,3 +79,39 @@ def funding_payment(
 ) -> Float[Array, "lots"]:
     """What each lot pays at a settlement (negative: receives), quote currency; never more than its margin."""
     return jnp.minimum(side * quantity * funding_price * tick_value * funding_rate, margin)
+
+
+def liquidates(lots: Lots, mark: Float[Array, ""]) -> Bool[Array, "lots"]:
+    """Whether `mark` is at or past each lot's liquidation price."""
+    return (lots.liquidation > 0) & (lots.side * (mark - lots.liquidation) <= 0)
+
+
+class Opening(NamedTuple):
+    """What the opening of a bar took from an account."""
+
+    funding: Float[Array, ""]
+    """Paid (negative: received), quote."""
+    losses: Float[Array, ""]
+    """Margins of the lots liquidated, quote."""
+    liquidated: Int[Array, ""]
+
+
+def keep_bar(lots: Lots, bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
+    """The opening of a bar without a settlement and without a liquidation."""
+    return lots, Opening(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+
+
+def open_bar(lots: Lots, bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
+    """Settle funding, then liquidate the lots whose level the mark open has reached."""
+    paid = funding_payment(
+        lots.side, lots.quantity, lots.margin, bar.funding_price, bar.funding_rate, instrument.tick_value
+    )
+    margin = lots.margin - paid
+    held = lots.quantity > 0
+    moved = liquidation_ticks(lots.side, lots.entry, jnp.where(held, lots.quantity, 1), margin, instrument)
+    settles = held & (bar.funding_rate != 0)
+    lots = lots.replace(margin=margin, liquidation=jnp.where(settles, moved, lots.liquidation))
+    gone = bar.valid[0] & liquidates(lots, bar.mark_open[0])
+    losses = jnp.sum(jnp.where(gone, lots.margin, 0))
+    opening = Opening(jnp.sum(paid), losses, jnp.sum(gone, dtype=jnp.int32))
+    return cond_any(jnp.any(gone), clear, lambda lots, _: lots, lots, gone), opening

@@ -213,9 +213,7 @@ def concatenate_markets(markets: list[Market]) -> Market:
                 raise ValueError(f"markets differ in {name}: {getattr(head, name)} and {getattr(m, name)}")
         if m.instruments.brackets.shape[1:] != head.instruments.brackets.shape[1:]:
             raise ValueError("markets differ in their number of brackets; give them tables of one length")
-        if not (
-            np.array_equal(m.scaler_mean, head.scaler_mean) and np.array_equal(m.scaler_scale, head.scaler_scale)
-        ):
+        if not (np.array_equal(m.scaler_mean, head.scaler_mean) and np.array_equal(m.scaler_scale, head.scaler_scale)):
             raise ValueError("markets differ in their scalers; build them with one scaler")
     rows = np.cumsum([0] + [m.candles.shape[0] for m in markets])
     instruments = np.cumsum([0] + [m.instruments.tick_size.shape[0] for m in markets])
@@ -223,9 +221,8 @@ def concatenate_markets(markets: list[Market]) -> Market:
     def moved(s: Segments, row: int, instrument: int) -> Segments:
         return Segments(s.first + row, s.last + row, s.instrument + instrument, s.start + row)
 
-    shifted = [
-        moved(m.segments, int(r), int(i)) for m, r, i in zip(markets, rows, instruments, strict=False)
-    ]
+    shifted = [moved(m.segments, int(r), int(i)) for m, r, i in zip(markets, rows, instruments, strict=False)]
+
     def join(*x: Array) -> Array:
         return jnp.concatenate(x)
 
@@ -235,7 +232,5 @@ def concatenate_markets(markets: list[Market]) -> Market:
         features=join(*(m.features for m in markets)),
         segments=jax.tree.map(join, *shifted),
         instruments=jax.tree.map(join, *(m.instruments for m in markets)),
-        origins=tuple(
-            o._replace(row=o.row + int(r)) for m, r in zip(markets, rows, strict=False) for o in m.origins
-        ),
+        origins=tuple(o._replace(row=o.row + int(r)) for m, r in zip(markets, rows, strict=False) for o in m.origins),
     )

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from perpjax.params import EnvParams
 from perpjax.risk import available_exposure
-from perpjax.state import Lots
+from perpjax.state import Lots, account_side, notional, unrealised
 
 FEATURE_CLIP = 10.0
 """Scaled features are clipped to plus and minus this."""
@@ -14,9 +14,7 @@ ACCOUNT_FEATURES = (
 )  # fmt: skip
 
 
-def scale_features(
-    features: Float[Array, "F"], mean: Float[Array, "F"], scale: Float[Array, "F"]
-) -> Float[Array, "F"]:
+def scale_features(features: Float[Array, "F"], mean: Float[Array, "F"], scale: Float[Array, "F"]) -> Float[Array, "F"]:
     """`(x - mean) / scale`, clipped to +-10."""
     return jnp.clip((features - mean) / scale, -FEATURE_CLIP, FEATURE_CLIP)
 
@@ -36,11 +34,12 @@ def observe_account(
     """
     held = lots.quantity > 0
     base = jnp.maximum(equity, 1e-6 * params.initial_equity)
-    margin = jnp.sum(lots.margin, axis=0)
-    oldest = jnp.max(lots.age, axis=0)
+    margin = jnp.sum(lots.margin)
+    oldest = jnp.max(lots.age)
     max_hold = params.max_hold.astype(jnp.float32)
-    distance = jnp.where(held & (lots.liquidation > 0), lots.side * (mark - lots.liquidation) / mark, 1.0)
-    count = jnp.sum(held, axis=0)
+    distance = jnp.where(held & (lots.liquidation > 0), lots.side * (mark - lots.liquidation) / mark, jnp.inf)
+    nearest = jnp.min(distance)
+    count = jnp.sum(held)
     numbers = [
         count / lots.quantity.shape[0],
         account_side(lots),
@@ -49,22 +48,7 @@ def observe_account(
         unrealised(lots, mark, tick_value) / base,
         oldest / max_hold,
         jnp.where(count > 0, jnp.maximum(params.max_hold - oldest, 0) / max_hold, 0.0),
-        jnp.min(distance, axis=0),
+        jnp.where(nearest < jnp.inf, nearest, 1.0),
         available_exposure(equity, margin, params) / base,
     ]
-    return jnp.stack(jnp.broadcast_arrays(*numbers))
-
-
-def account_side(lots: Lots) -> Float[Array, ""]:
-    """+1, -1, or 0 when flat: an account is never long and short at once."""
-    return jnp.clip(jnp.sum(lots.side, axis=0), -1.0, 1.0)
-
-
-def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
-    """Profit of all lots at `mark` (ticks), quote currency."""
-    return jnp.sum(lots.side * lots.quantity * (mark - lots.entry), axis=0) * tick_value
-
-
-def notional(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
-    """Value of all lots at `mark` (ticks), quote currency."""
-    return jnp.sum(lots.quantity, axis=0) * mark * tick_value
+    return jnp.stack(numbers)

@@ -1,5 +1,6 @@
 """What a policy may ask for, and the codecs from actions to orders."""
 
+import enum
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,19 @@ THRESHOLD = 0.33
 """A `box5` direction beyond this is an order."""
 
 
+class Verdict(enum.IntEnum):
+    """What became of an order; the first that holds, in this order."""
+
+    HOLD = 0
+    DATA_GAP = 1
+    MAX_LOTS = 2
+    NO_HEDGE = 3
+    MAX_EXPOSURE = 4
+    MAX_NOTIONAL = 5
+    BELOW_MINIMUM = 6
+    ACCEPTED = 7
+
+
 class Order(NamedTuple):
     """One order at the open of a bar, before review."""
 
@@ -36,7 +50,9 @@ class Order(NamedTuple):
 
 def decode(action: Array, params: EnvParams, config: EnvConfig) -> Order:
     """The order that an action means; NaN or infinite entries make it HOLD, others are clipped to their range."""
-    finite = jnp.all(jnp.isfinite(action), axis=0)
+    if action.shape != (5,):
+        raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
+    finite = jnp.all(jnp.isfinite(action))
     action = jnp.where(finite, action, jnp.zeros_like(action))
     order = _decode_box(action, params) if config.actions == "box5" else _decode_discrete(action, params)
     return order._replace(direction=jnp.where(finite, order.direction, HOLD))
@@ -66,11 +82,10 @@ def _decode_discrete(action: Array, params: EnvParams) -> Order:
             chosen = jnp.where(index >= i, jnp.float32(value), chosen)
         return chosen
 
-    scale = params.max_leverage / LEVERAGES[-1]
     return Order(
         direction=choose(DIRECTIONS, action[0]).astype(jnp.int32),
         size=choose(SIZES, action[1]),
-        leverage=jnp.ceil(choose(LEVERAGES, action[2]) * scale),
+        leverage=jnp.ceil(choose(LEVERAGES, action[2]) * params.max_leverage / LEVERAGES[-1]),
         stop_multiple=choose(STOPS, action[3]),
         target_multiple=choose(TARGETS, action[4]),
     )

@@ -28,19 +28,24 @@ def shaped(
     log_return: Float[Array, ""],
     opened: Bool[Array, ""],
     liquidations: Int[Array, ""],
-    risk: Float[Array, ""],
+    notional: Float[Array, ""],
+    move: Float[Array, ""],
+    equity: Float[Array, ""],
     ruined: Bool[Array, ""],
     params: EnvParams,
 ) -> Float[Array, ""]:
     """Log return less a price on entries, on exposure, on liquidations and on ruin.
 
     Args:
-      risk: notional / equity after the step, times ATR / price: the size of one ATR's move, fraction of equity.
+      notional: of the lots held after the step, quote.
+      move: the ATR known after the step as a fraction of price.
+      equity: after the step, quote; floored as inside the logarithm.
     """
+    exposure = notional / jnp.maximum(equity, EQUITY_FLOOR * params.initial_equity)
     return (
         log_return
         - params.entry_penalty * opened
-        - params.risk_penalty * risk
+        - params.risk_penalty * exposure * move
         - params.liquidation_penalty * liquidations
         - params.ruin_penalty * ruined
     )

@@ -1,6 +1,5 @@
 """Every limit, once: the environment, the baselines and a live runner all ask `review`."""
 
-import enum
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,29 +7,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perpjax.execution import fill_entry, slip
 from perpjax.instrument import Instrument
-from perpjax.orders import CLOSE, HOLD, LONG, SHORT, Order
+from perpjax.orders import CLOSE, HOLD, LONG, SHORT, Order, Verdict
 from perpjax.params import EnvParams
 
 MIN_STOP, MAX_STOP = 0.5, 3.0
 """Range of the stop multiple, ATRs."""
 MIN_TARGET, MAX_TARGET = 0.5, 6.0
 """Range of the target multiple, ATRs; it is also at least the stop multiple."""
-
-
-class Verdict(enum.IntEnum):
-    """What became of an order; the first that holds, in this order."""
-
-    HOLD = 0
-    DATA_GAP = 1
-    MAX_LOTS = 2
-    NO_HEDGE = 3
-    MAX_EXPOSURE = 4
-    MAX_NOTIONAL = 5
-    BELOW_MINIMUM = 6
-    ACCEPTED = 7
-
-
-NUM_VERDICTS = len(Verdict)
 
 
 class Exposure(NamedTuple):
@@ -75,6 +58,16 @@ def available_exposure(
 ) -> Float[Array, "..."]:
     """Margin that may still be posted, quote."""
     return params.max_exposure * equity - margin
+
+
+def is_due(age: Int[Array, "lots"], params: EnvParams) -> Bool[Array, "lots"]:
+    """Whether this is the last bar that a lot may be held."""
+    return age >= params.max_hold
+
+
+def is_ruined(equity: Float[Array, ""], params: EnvParams) -> Bool[Array, ""]:
+    """Whether the account is too small to go on."""
+    return equity <= params.ruin_fraction * params.initial_equity
 
 
 def review(

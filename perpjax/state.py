@@ -1,10 +1,11 @@
 """What one environment remembers: the account, its lots and its ledger. Arrays only, market data never."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.risk import NUM_VERDICTS
+from perpjax.orders import Verdict
 
 
 @pytree
@@ -51,7 +52,7 @@ class Ledger:
     closed: Int[Array, ""]
     liquidated: Int[Array, ""]
     refused: Int[Array, "verdicts"]
-    """Orders that met each verdict of `risk.Verdict`, HOLD and ACCEPTED included."""
+    """Orders that met each verdict of `orders.Verdict`, HOLD and ACCEPTED included."""
     ambiguous: Int[Array, ""]
     """Lots that ended in a candle that reached several of their levels, with an open that decided nothing."""
 
@@ -97,7 +98,7 @@ def open_account(initial_equity: Float[Array, ""], max_lots: int) -> Account:
         *[zero] * 5,
         low=jnp.zeros(5, jnp.float32),
         opened=none, stopped=none, targets=none, timed_out=none, closed=none, liquidated=none,
-        refused=jnp.zeros(NUM_VERDICTS, jnp.int32),
+        refused=jnp.zeros(len(Verdict), jnp.int32),
         ambiguous=none,
     )  # fmt: skip
     return Account(jnp.asarray(initial_equity, jnp.float32), zero, lots, ledger)
@@ -125,3 +126,23 @@ def add_each(ledger: Ledger, **amounts: Float[Array, ""]) -> Ledger:
     sums = jnp.stack([getattr(ledger, n) for n in names])
     high, low = add((sums, ledger.low), jnp.stack([amounts[n] for n in names]))
     return ledger.replace(low=low, **dict(zip(names, high, strict=True)))
+
+
+def account_side(lots: Lots) -> Float[Array, ""]:
+    """+1, -1, or 0 when flat: an account is never long and short at once."""
+    return jnp.clip(jnp.sum(lots.side), -1.0, 1.0)
+
+
+def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
+    """Profit of all lots at `mark` (ticks), quote currency."""
+    return jnp.sum(lots.side * lots.quantity * (mark - lots.entry)) * tick_value
+
+
+def notional(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
+    """Value of all lots at `mark` (ticks), quote currency."""
+    return jnp.sum(lots.quantity) * mark * tick_value
+
+
+def clear(lots: Lots, gone: Bool[Array, "lots"]) -> Lots:
+    """Free the slots of the lots that ended."""
+    return jax.tree.map(lambda x: jnp.where(gone, jnp.zeros_like(x), x), lots)

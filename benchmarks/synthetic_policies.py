@@ -1,0 +1,194 @@
+"""What the `signal` market pays: the policy that knows the drift, causal ones, hold and random.
+
+    python -m benchmarks.synthetic_policies                       # the default market, seed 0
+    python -m benchmarks.synthetic_policies --seeds 0 1 2 3 --parameter drift=0.0008
+
+Every policy holds at most one position: at the open of a bar it enters with full size at the highest leverage
+(stop 3 ATR, target 6 ATR) when its estimate of the drift is beyond `enter`, and closes when the estimate,
+times the side held, is under `leave`. Both thresholds are those with the best mean return over the training
+windows; the table is about windows that were not fitted on.
+
+- `oracle` knows the drift of the bar about to begin.
+- `filter` knows the market's parameters, and from bar returns the exact probability of each state.
+- `causal` knows the core features: ridge regression of the drift on them, fitted on the training part.
+"""
+
+import argparse
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perpjax.data.build import build_market
+from perpjax.data.synthetic import CANDLES_PER_BAR, YEAR_BARS, SignalParameters, Tables, synthetic_tables
+from perpjax.env import PerpEnv
+from perpjax.market import FIRST_DECISION, Market
+from perpjax.orders import CLOSE, DIRECTIONS, HOLD, LONG, SHORT, sample_action
+
+TRAIN, VALIDATION = 0.70, 0.85
+"""Where the splits end, as fractions of the bars: those of `perpjax.data.build`."""
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Candidates for `enter` and `leave`, in units of the drift."""
+RIDGE = 1e-3
+"""Weight of the penalty, relative to the features' variance."""
+
+
+class Windows(NamedTuple):
+    """What a policy earned in each window."""
+
+    returns: np.ndarray
+    """Log return of equity."""
+    trades: np.ndarray
+    """Positions opened."""
+    fees: np.ndarray
+    """Fraction of initial equity."""
+
+
+@jax.jit
+def run_estimate(env: PerpEnv, starts: jax.Array, estimate: jax.Array, enter: jax.Array, leave: jax.Array):
+    """Trade by an estimate [N + 1] of the drift, one window from each of `starts` [W]."""
+
+    def act(state, key):
+        del key
+        value, side = estimate[state.t], state.account.lots.side.sum()
+        opens = jnp.where(value > enter, LONG, jnp.where(value < -enter, SHORT, HOLD))
+        closes = jnp.where(value * side < leave, CLOSE, HOLD)
+        return _position(jnp.where(side == 0, opens, closes))
+
+    return _run(env, starts, act)
+
+
+@jax.jit
+def run_random(env: PerpEnv, starts: jax.Array):
+    """Trade by uniformly random actions."""
+    return _run(env, starts, lambda state, key: sample_action(key, env.config))
+
+
+def _position(direction: jax.Array) -> jax.Array:
+    """The `multi_discrete` action: full size, highest leverage, stop 3 ATR, target 6 ATR."""
+    index = jnp.argmax(jnp.asarray(DIRECTIONS) == direction)
+    return jnp.stack([index, 3, 4, 3, 4]).astype(jnp.int32)
+
+
+def _run(env: PerpEnv, starts: jax.Array, act) -> Windows:
+    def window(start, key):
+        def step(state, key):
+            return env.step(state, act(state, key)), None
+
+        state = env.reset(key, start=start)
+        state, _ = jax.lax.scan(step, state, jax.random.split(key, env.config.episode_length))
+        initial = env.params.initial_equity
+        ledger = state.account.ledger
+        return Windows(jnp.log(state.equity / initial), ledger.opened, ledger.fees / initial)
+
+    return jax.vmap(window)(starts, jax.random.split(jax.random.key(0), len(starts)))
+
+
+def filter_drift(tables: Tables, p: SignalParameters) -> np.ndarray:
+    """Expected drift of bar t given the returns of bars < t, [N + 1]: the forward filter of the Markov chain.
+
+    A bar's likelihood takes its volatility as known and its jumps as absent; both are close to the truth.
+    """
+    close = tables.candles["close"].to_numpy()[CANDLES_PER_BAR - 1 :: CANDLES_PER_BAR]
+    returns = np.diff(np.log(close), prepend=np.log(tables.candles["open"][0].as_py()))
+    drifts, volatility = np.array([-p.drift, 0.0, p.drift]), tables.latent["volatility"]
+    end, begin = 1 / p.trend_bars, 1 / p.quiet_bars
+    move = np.array([[1 - end, end, 0], [begin / 2, 1 - begin, begin / 2], [0, end, 1 - end]])
+    errors = (returns[:, None] - drifts + volatility[:, None] ** 2 / 2) / volatility[:, None]
+    likelihood = 1 / (1 + (errors**2) / 8) ** 4.5  # a Student t with 8 degrees: a jump is not a trend
+    belief, known = np.array([0.0, 1.0, 0.0]), np.zeros(len(returns) + 1)
+    for t, like in enumerate(likelihood, 1):
+        belief = (belief * like) @ move
+        belief /= belief.sum()
+        known[t] = belief @ drifts
+    return known
+
+
+def regress_drift(market: Market, drift: np.ndarray, last: int) -> tuple[np.ndarray, float]:
+    """Ridge regression of the drift on the core features, fitted on bars before `last`.
+
+    Returns:
+      The estimate [N + 1] (0 before the features are complete), and the R^2 on the bars from `last` on.
+    """
+    features = np.nan_to_num(np.asarray(market.features, np.float64))
+    train = slice(FIRST_DECISION, last)
+    mean, scale = features[train].mean(axis=0), features[train].std(axis=0)
+    x = np.clip((features - mean) / np.where(scale > 0, scale, 1.0), -10, 10)
+    a, b = x[train], drift[train]
+    weights = np.linalg.solve(a.T @ a + RIDGE * len(a) * np.eye(a.shape[1]), a.T @ (b - b.mean()))
+    estimate = x @ weights + b.mean()
+    estimate[:FIRST_DECISION] = 0.0
+    unseen = slice(last, len(drift))
+    error = np.mean((drift[unseen] - estimate[unseen]) ** 2)
+    return estimate, float(1 - error / np.var(drift[unseen]))
+
+
+def best_thresholds(env: PerpEnv, starts: np.ndarray, estimate: np.ndarray, unit: float) -> tuple[float, float]:
+    """`enter` and `leave` with the best mean return over the windows."""
+    pairs = unit * np.array([(a, b) for a in THRESHOLDS for b in THRESHOLDS if b <= a], np.float32)
+    run = jax.vmap(functools.partial(run_estimate, env, starts, jnp.asarray(estimate, jnp.float32)))
+    means = run(*jnp.asarray(pairs.T)).returns.mean(axis=1)
+    enter, leave = pairs[int(jnp.argmax(means))].tolist()
+    return enter, leave
+
+
+def measure(seed: int, bars: int, parameters: dict[str, float]) -> dict[str, dict[str, Windows]]:
+    """Policy -> split -> windows, of one market; prints the regression's R^2 and the thresholds."""
+    tables = synthetic_tables("signal", seed=seed, bars=bars, **parameters)
+    p = SignalParameters(**parameters)
+    market = build_market(tables.candles, tables.mark, tables.funding, tables.instrument)
+    env, drift = PerpEnv(market), tables.latent["drift"]
+    length = env.config.episode_length
+    edges = [FIRST_DECISION, int(TRAIN * bars), int(VALIDATION * bars), bars]
+    starts = {
+        name: jnp.arange(first, last - length + 1, length)
+        for name, first, last in zip(("train", "validation", "test"), edges, edges[1:], strict=False)
+    }
+    regression, r2 = regress_drift(market, drift, edges[1])
+    estimates = {"oracle": np.append(drift, 0.0), "filter": filter_drift(tables, p), "causal": regression}
+    results: dict[str, dict[str, Windows]] = {}
+    for name, estimate in estimates.items():
+        enter, leave = best_thresholds(env, starts["train"], estimate, p.drift)
+        print(f"seed {seed}  {name}: enter {enter / p.drift:.1f}, leave {leave / p.drift:.1f} of the drift")
+        values = jnp.asarray(estimate, jnp.float32)
+        results[name] = {
+            split: run_estimate(env, s, values, jnp.float32(enter), jnp.float32(leave)) for split, s in starts.items()
+        }
+    results["hold"] = {
+        s: jax.tree.map(np.zeros_like, w) for s, w in results["oracle"].items()
+    }
+    results["random"] = {split: run_random(env, s) for split, s in starts.items()}
+    print(f"seed {seed}  R^2 of the regression on unseen bars {r2:.2f}")
+    return results
+
+
+def tabulate(results: list[dict[str, dict[str, Windows]]]) -> str:
+    """The table: a line for each policy, the windows of all seeds together; last the share of the oracle's."""
+    lines = [f"{'policy':8} {'split':10} {'windows':>7} {'mean %':>8} {'sd %':>6} {'t':>6} {'trades':>7} {'fees %':>7} {'share':>6}"]
+    for split in ("train", "validation", "test"):
+        top = np.concatenate([r["oracle"][split].returns for r in results]).mean()
+        for name in results[0]:
+            w = Windows(*(np.concatenate(x) for x in zip(*(r[name][split] for r in results), strict=True)))
+            mean, deviation = w.returns.mean(), w.returns.std(ddof=1)
+            t = mean / deviation * np.sqrt(len(w.returns)) if deviation > 0 else 0.0
+            lines.append(
+                f"{name:8} {split:10} {len(w.returns):7d} {100 * mean:8.2f} {100 * deviation:6.2f} {t:6.1f} "
+                f"{w.trades.mean():7.1f} {100 * w.fees.mean():7.2f} {mean / top:6.2f}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--bars", type=int, default=YEAR_BARS)
+    parser.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="of SignalParameters")
+    args = parser.parse_args()
+    parameters = {name: float(value) for name, value in (item.split("=", 1) for item in args.parameter)}
+    print(tabulate([measure(seed, args.bars, parameters) for seed in args.seeds]))
+
+
+if __name__ == "__main__":
+    main()

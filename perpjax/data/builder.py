@@ -1,0 +1,379 @@
+"""From tables to a `Market`: checked, laid on the grid, priced in ticks, shifted by one bar, put on the device."""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+
+# Modules, not names: features.core imports perpjax.data.contract, so it may be half-imported at this point.
+from perpjax.data import grid as gr
+from perpjax.data.contract import BAR_MS, CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
+from perpjax.features import core, indicators
+from perpjax.instrument import EXACT, KNOWN, Instrument, find_instrument
+from perpjax.market import FIRST_DECISION, Market, Origin, Segments, one_segment, pack_candles
+
+FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
+"""`(bars [N], funding or None) -> [N + 1]` float columns, row t from bars <= t-1, NaN only before its warm-up."""
+
+UNKNOWN = "UNKNOWN"
+"""The symbol of a market of which nobody said what it is."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class Scaler(NamedTuple):
+    """A standard scaler: `(x - mean) / scale`, feature by feature."""
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+class Sources(NamedTuple):
+    """What error messages call the tables."""
+
+    candles: str = "candles"
+    mark: str = "mark"
+    funding: str = "funding"
+    features: str = "features"
+
+
+class Report(NamedTuple):
+    """What the builder found, for people and for the manifest."""
+
+    interval_ms: int
+    candles: int
+    """Rows given."""
+    missing: int
+    """Candles of the grid without a row."""
+    untraded: int
+    """Candles of the grid with a row of volume 0."""
+    gaps: tuple[tuple[int, int], ...]
+    """Open time (ms) of the first missing candle, and how many are missing in a row."""
+    mark: str
+    settlements: int
+    """Inside the candles' span."""
+    funding_hours: dict[float, int]
+    """Hours between settlements: how often."""
+    features: str
+    notes: tuple[str, ...]
+
+
+class Built(NamedTuple):
+    """A market with everything on the host that went into it."""
+
+    market: Market
+    instrument: Instrument
+    """Exact floats."""
+    candles: pa.Table
+    mark: pa.Table | None
+    funding: pa.Table | None
+    features: pa.Table
+    """[N + 1] float32, unscaled."""
+    report: Report
+
+
+def build_market(
+    candles: pa.Table,
+    mark: pa.Table | None = None,
+    funding: pa.Table | None = None,
+    instrument: Instrument | None = None,
+    features: str | FeatureFunction | None = "core",
+    scaler: Scaler | None = None,
+    symbol: str | None = None,
+) -> Market:
+    """A market from exchange data; SPEC sections 1 and 2 say what becomes of every row.
+
+    Args:
+      candles, mark, funding: tables of `perpjax.data.contract`; candles of 1, 3, 5 or 15 minutes (any length that
+        divides 15). Mark candles of the same length are traded against, coarser ones only price the funding.
+        Without funding the rate is 0.
+      instrument: the venue's contract, built from exact floats; found by symbol, with the tick inferred from
+        the prices, if not given.
+      features: "core" (the 31 of SPEC section 7), None for no features, or a function `(bars, funding) -> Table`
+        of N + 1 rows.
+      scaler: from `fit_scaler`; None leaves the features as they are. Nothing is fitted here.
+      symbol: the venue's name, if no instrument is given.
+
+    Returns:
+      A `Market` with one segment: bars 673 (later if the features need longer) .. N - 1. What was assumed
+      on the way is logged at level INFO.
+
+    Raises:
+      DataError: naming table, row and value.
+    """
+    built = build(candles, mark, funding, instrument, features, scaler, symbol)
+    for note in built.report.notes:
+        _LOG.info("%s", note)
+    return built.market
+
+
+def build(
+    candles: pa.Table,
+    mark: pa.Table | None = None,
+    funding: pa.Table | None = None,
+    instrument: Instrument | None = None,
+    features: str | FeatureFunction | pa.Table | None = "core",
+    scaler: Scaler | None = None,
+    symbol: str | None = None,
+    sources: Sources = Sources(),  # noqa: B008
+    **numbers: float | None,
+) -> Built:
+    """As `build_market`, with the tables and a report; features may be a table that was computed before.
+
+    Args:
+      sources: names for messages.
+      numbers: fields of `Instrument` that override what is known of the symbol; None does not.
+    """
+    candles = validate(candles, CANDLES, sources.candles)
+    interval_ms = infer_interval_ms(candles, sources.candles)
+    instrument, instrument_note = _choose_instrument(candles, instrument, symbol, numbers, sources.candles)
+    tick = instrument.tick_size
+    gr.check_ticks(candles, tick, sources.candles)
+    grid = gr.lay_candles(candles, interval_ms, sources.candles)
+    last = gr.to_ticks(grid.prices, tick)
+
+    marks, mark_note = None, "no mark series: the last price is the mark"
+    if mark is not None:
+        mark = validate(mark, MARK, sources.mark)
+        mark_ms = infer_interval_ms(mark, sources.mark, MARK)
+        gr.check_mark(mark, mark_ms, grid, tick, sources.mark)
+        mark_note = f"mark candles of {mark_ms // 60_000} minutes only price the funding; the last price is the mark"
+        if mark_ms == interval_ms:
+            marks, absent = gr.lay_mark(mark, grid, tick)
+            mark_note = f"mark candles of {mark_ms // 60_000} minutes, {absent} missing (last-price candles instead)"
+    if funding is not None:
+        funding = validate(funding, FUNDING, sources.funding)
+    settled, settlements, unpriced = gr.lay_funding(funding, mark, grid, tick, sources.funding)
+
+    bars = gr.make_bars(grid)
+    table = check_features(_compute_features(features, bars, funding), len(grid.valid), sources.features)
+    first = find_first_decision(table, sources.features)
+    names = tuple(table.column_names)
+    scaler = _choose_scaler(scaler, names)
+    market = Market(
+        candles=jnp.asarray(pack_candles(last, marks, grid.valid, settled)),
+        atr=jnp.asarray(known_atr(bars, tick), jnp.float32),
+        features=jnp.asarray(_as_matrix(table)),
+        scaler_mean=jnp.asarray(scaler.mean, jnp.float32),
+        scaler_scale=jnp.asarray(scaler.scale, jnp.float32),
+        segments=one_segment(first, len(grid.valid) - 1),
+        instruments=jax.tree.map(lambda x: x[None], instrument.on_device()),
+        candles_per_bar=grid.valid.shape[1],
+        has_mark=marks is not None,
+        origins=(Origin(instrument.symbol, grid.start_ms, 0, len(grid.valid)),),
+        feature_names=names,
+    )
+    missing = sum(count for _, count in grid.gaps)
+    inside = (settlements >= grid.start_ms) & (settlements < grid.end_ms)
+    report = Report(
+        interval_ms=interval_ms,
+        candles=candles.num_rows,
+        missing=missing,
+        untraded=int((~grid.valid).sum()) - missing,
+        gaps=grid.gaps,
+        mark=mark_note,
+        settlements=int(inside.sum()),
+        funding_hours=_count_hours(settlements[inside]),
+        features=_name_features(features),
+        notes=(instrument_note, *grid.notes, mark_note, *_funding_notes(funding, mark, unpriced, int(inside.sum()))),
+    )
+    return Built(market, instrument, candles, mark, funding, table, report)
+
+
+def known_atr(bars: pa.Table, tick: float) -> np.ndarray:
+    """Wilder's ATR(14) known at the open of each bar, [N + 1] whole ticks: row t from bars <= t-1.
+
+    Rounded half up and at least 1; 1 in row 0, where nothing is known.
+    """
+    high, low, close = (gr.to_ticks(bars[name].to_numpy(), tick) for name in ("high", "low", "close"))
+    return np.concatenate([[1.0], np.maximum(np.floor(indicators.atr(high, low, close) + 0.5), 1.0)])
+
+
+def check_features(table: pa.Table, num_bars: int, source: str = "features") -> pa.Table:
+    """The features as float32 columns, of N + 1 rows.
+
+    Raises:
+      DataError: not a table, a wrong number of rows, a column twice or one that is not of floats.
+    """
+    if not isinstance(table, pa.Table):
+        raise DataError(f"{source}: is a {type(table).__name__}, not a pyarrow.Table")
+    names = table.column_names
+    if names and table.num_rows != num_bars + 1:
+        raise DataError(
+            f"{source}: has {table.num_rows} rows for {num_bars} bars, not {num_bars + 1}: row t is what is known at "
+            "the open of bar t, and the last row is what is known after the last bar"
+        )
+    columns = []
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{source}: column {name!r} occurs {names.count(name)} times; give each its own name")
+        if not pa.types.is_floating(table.schema.field(name).type):
+            raise DataError(
+                f"{source}: column {name!r} has type {table.schema.field(name).type} (row 0: {table[name][0]}); "
+                "cast it to float64"
+            )
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite below
+            columns.append(table[name].to_numpy().astype(np.float32))
+    return pa.table(columns, names=names) if names else _no_features(num_bars)
+
+
+def find_first_decision(table: pa.Table, source: str = "features") -> int:
+    """The first bar from 673 on at which every feature is finite, as it must stay to the end.
+
+    Raises:
+      DataError: a column that is not finite later on, or no bar left to decide on.
+    """
+    num_bars = table.num_rows - 1
+    matrix = _as_matrix(table)
+    finite = np.isfinite(matrix)
+    complete = finite.all(axis=1)
+    first = max(FIRST_DECISION, int(complete.argmax()) if complete.any() else num_bars)
+    if first >= num_bars:
+        never = [name for name, ever in zip(table.column_names, finite.any(axis=0), strict=True) if not ever]
+        why = f" (column {never[0]!r} is never finite)" if never else ""
+        raise DataError(
+            f"{source}: row {min(first, num_bars)} would be the first decision bar, but there are only {num_bars} "
+            f"bars{why}; give more candles: {FIRST_DECISION} bars of 15 minutes are needed before the first decision"
+        )
+    if not complete[first:].all():
+        row = first + int((~complete[first:]).argmax())
+        column = int((~finite[row]).argmax())
+        raise DataError(
+            f"{source}: row {row}: {table.column_names[column]} = {matrix[row, column]} is not a finite float32 after "
+            f"the warm-up, which ended at row {int(complete.argmax())}; let the feature function fill it"
+        )
+    return first
+
+
+def fit_scaler(market: Market, rows: range) -> Scaler:
+    """Mean and population standard deviation of the features of some rows, in float64.
+
+    A feature that does not vary (a deviation below 1e-12 of its mean, or below what float32 holds) gets scale 1.
+
+    Args:
+      rows: bars t whose `features[t]` count: the decision bars of the training split and no others.
+
+    Raises:
+      ValueError: no rows, rows outside the market, or a value among them that is not finite.
+    """
+    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= market.features.shape[0]:
+        raise ValueError(f"a scaler cannot be fitted on rows {rows} of a market of {market.features.shape[0]} rows")
+    x = np.asarray(market.features[rows.start : rows.stop : rows.step], np.float64)
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    if not (np.isfinite(mean) & np.isfinite(deviation)).all():
+        raise ValueError(f"a scaler cannot be fitted on rows {rows}: features before the first decision bar are NaN")
+    constant = deviation <= np.maximum(1e-12 * np.abs(mean), float(np.finfo(np.float32).tiny))
+    return Scaler(market.feature_names, mean, np.where(constant, 1.0, deviation))
+
+
+def attach_scaler(market: Market, scaler: Scaler) -> Market:
+    """The market with another scaler.
+
+    Raises:
+      ValueError: the scaler is of other features, or has a scale that is not positive.
+    """
+    scaler = _choose_scaler(scaler, market.feature_names)
+    return market.replace(
+        scaler_mean=jnp.asarray(scaler.mean, jnp.float32), scaler_scale=jnp.asarray(scaler.scale, jnp.float32)
+    )
+
+
+def _choose_scaler(scaler: Scaler | None, names: tuple[str, ...]) -> Scaler:
+    if scaler is None:
+        return Scaler(names, np.zeros(len(names)), np.ones(len(names)))
+    if tuple(scaler.names) != names:
+        differing = [pair for pair in zip(scaler.names, names, strict=False) if pair[0] != pair[1]]
+        first = f"; the first that differ: {differing[0][0]!r} and {differing[0][1]!r}" if differing else ""
+        raise ValueError(
+            f"the scaler was fitted on {len(scaler.names)} features, the market has {len(names)}, and they are not "
+            f"the same ones in the same order{first}"
+        )
+    mean, scale = np.asarray(scaler.mean, np.float64), np.asarray(scaler.scale, np.float64)
+    if mean.shape != (len(names),) or scale.shape != (len(names),):
+        raise ValueError(f"the scaler's shapes {mean.shape} and {scale.shape} are not ({len(names)},)")
+    bad = ~(np.isfinite(mean) & np.isfinite(scale) & (scale > 0))
+    if bad.any():
+        i = int(bad.argmax())
+        raise ValueError(f"the scaler's mean {mean[i]} and scale {scale[i]} of {names[i]!r} are not finite, or not positive")
+    return Scaler(names, mean, scale)
+
+
+def _choose_instrument(
+    candles: pa.Table, given: Instrument | None, symbol: str | None, numbers: dict[str, float | None], source: str
+) -> tuple[Instrument, str]:
+    if given is not None:
+        if symbol is not None and symbol != given.symbol:
+            raise ValueError(f"symbol {symbol!r} and the instrument's {given.symbol!r} differ; give one of them")
+        return given, f"{given.symbol}: instrument as given, tick {given.tick_size:g}, step {given.step_size:g}"
+    symbol, numbers = symbol or UNKNOWN, {name: x for name, x in numbers.items() if x is not None}
+    tick, origin = numbers.pop("tick_size", None), "as given"
+    if tick is None:
+        known = KNOWN.get(symbol, {}).get("tick_size")
+        tick, origin = known, "as known"
+        if known is None or not gr.fits_tick(candles, known):
+            tick, distinct = gr.infer_tick(candles, source)
+            origin = f"from {distinct} distinct prices"
+    instrument, note = find_instrument(symbol, tick, float(np.median(candles["close"].to_numpy())))
+    if numbers:
+        # A symbol of which nothing is known has no limit but what float32 counts: that moves with the step.
+        if "step_size" in numbers and symbol not in KNOWN:
+            numbers.setdefault("max_quantity", EXACT * numbers["step_size"])
+        instrument = instrument.replace(**numbers)
+        note += "; as given instead: " + ", ".join(f"{name} {x:g}" for name, x in numbers.items())
+    return instrument, f"{note}; tick {origin}"
+
+
+def _compute_features(features: str | FeatureFunction | pa.Table | None, bars: pa.Table, funding: pa.Table | None) -> pa.Table:
+    if features is None:
+        return _no_features(bars.num_rows)
+    if isinstance(features, pa.Table):
+        return features
+    if features == "core":
+        return core.core_features(bars, funding)
+    if callable(features):
+        return features(bars, funding)
+    raise ValueError(f'features = {features!r} is neither "core" nor None nor a function (bars, funding) -> Table')
+
+
+def _name_features(features: str | FeatureFunction | pa.Table | None) -> str:
+    if callable(features):
+        return f"{features.__module__}:{getattr(features, '__qualname__', type(features).__name__)}"
+    if isinstance(features, pa.Table):
+        return "table"
+    return features or "none"
+
+
+def _no_features(num_bars: int) -> pa.Table:
+    # A table without columns has no rows either, unless it is cut out of one that has.
+    return pa.table({"none": np.zeros(num_bars + 1, np.float32)}).select([])
+
+
+def _as_matrix(table: pa.Table) -> np.ndarray:
+    matrix = np.empty((table.num_rows, table.num_columns), np.float32)
+    for i, column in enumerate(table.columns):
+        matrix[:, i] = column.to_numpy()
+    return matrix
+
+
+def _count_hours(settlements: np.ndarray) -> dict[float, int]:
+    hours, counts = np.unique(np.diff(settlements) / 3_600_000, return_counts=True)
+    return {float(h): int(n) for h, n in zip(hours, counts, strict=True)}
+
+
+def _funding_notes(funding: pa.Table | None, mark: pa.Table | None, unpriced: int, settlements: int) -> tuple[str, ...]:
+    if funding is None:
+        return ("no funding file: the funding rate is 0",)
+    if unpriced and mark is not None:
+        return (f"{unpriced} of {settlements} settlements have no mark candle at their open: priced at the last price",)
+    return ("the funding is priced at the last price",) if mark is None else ()
+
+
+__all__ = [
+    "BAR_MS", "UNKNOWN", "Built", "FeatureFunction", "Report", "Scaler", "Segments", "Sources", "attach_scaler",
+    "build", "build_market", "check_features", "find_first_decision", "fit_scaler", "known_atr",
+]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Auto-reset and episode statistics."""
+
+from typing import Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from perpjax._batching import cond_any
+from perpjax._pytree import pytree
+from perpjax.state import Ledger, State
+
+
+class Env(Protocol):
+    """What a wrapper wraps: `PerpEnv`, or another wrapper with its `reset` and `step`."""
+
+    def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State: ...
+
+    def step(self, state: State, action: Array) -> State: ...
+
+
+@pytree
+class Episode:
+    """The episode that the last step belonged to; on the step that ends it, the whole of it."""
+
+    return_: Float[Array, ""]
+    """Sum of rewards."""
+    length: Int[Array, ""]
+    """Bars."""
+    equity: Float[Array, ""]
+    """After the last step, quote."""
+    peak: Float[Array, ""]
+    """Highest equity so far, quote."""
+    max_drawdown: Float[Array, ""]
+    """Largest fall from a peak, as a fraction of it."""
+    ledger: Ledger
+
+
+@pytree
+class EpisodeState(State):
+    """A `State` with what an auto-reset would otherwise lose."""
+
+    final_obs: Float[Array, "observation"]
+    """What the step observed, before any reset: bootstrap from it where `truncated`."""
+    episode: Episode
+
+
+@pytree
+class AutoReset:
+    """Starts a new episode in the step that ends one.
+
+    That step returns the fresh episode's state, with the finished step's `reward`, `terminated` and `truncated`;
+    `final_obs` and `episode` are the finished one's. The next step clears both flags before it moves on.
+    """
+
+    env: Env
+
+    def step(self, state: EpisodeState, action: Array) -> EpisodeState:
+        """As the wrapped environment's `step`; never absorbed."""
+        started = state.terminated | state.truncated
+        no = jnp.zeros_like(started)
+        stepped = self.env.step(_plain(state, terminated=no, truncated=no), action)
+        episode = _follow(state.episode, stepped, started)
+        done = stepped.terminated | stepped.truncated
+        fresh = cond_any(done, lambda env, s: env.reset(s.key), lambda env, s: s, self.env, stepped)
+        return EpisodeState(
+            **vars(_plain(fresh, reward=stepped.reward, terminated=stepped.terminated, truncated=stepped.truncated)),
+            final_obs=stepped.obs,
+            episode=episode,
+        )
+
+    def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> EpisodeState:
+        """As the wrapped environment's `reset`, with an empty episode."""
+        state = self.env.reset(key, start)
+        zero = jnp.zeros_like(state.equity)
+        episode = Episode(zero, jnp.zeros_like(state.t), state.equity, state.equity, zero, state.account.ledger)
+        return EpisodeState(**vars(state), final_obs=state.obs, episode=episode)
+
+
+def _plain(state: State, **changes: Array) -> State:
+    """The `State` fields of any state, some of them changed."""
+    fields = {name: getattr(state, name) for name in State.__dataclass_fields__}
+    return State(**(fields | changes))
+
+
+def _follow(episode: Episode, state: State, started: Array) -> Episode:
+    """Account for one more step; `started` marks the first of an episode."""
+    peak = jnp.maximum(jnp.where(started, 0, episode.peak), state.equity)
+    drawdown = 1 - state.equity / peak
+    return Episode(
+        return_=jnp.where(started, 0, episode.return_) + state.reward,
+        length=jnp.where(started, 0, episode.length) + 1,
+        equity=state.equity,
+        peak=peak,
+        max_drawdown=jnp.maximum(jnp.where(started, 0, episode.max_drawdown), drawdown),
+        ledger=state.account.ledger,
+    )
