@@ -11,10 +11,11 @@ import pyarrow as pa
 
 # Modules, not names: features.core imports perpjax.data.contract, so it may be half-imported at this point.
 from perpjax.data import grid as gr
-from perpjax.data.contract import BAR_MS, CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
+from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
+from perpjax.data.scaler import Scaler, choose_scaler
 from perpjax.features import core, indicators
 from perpjax.instrument import EXACT, KNOWN, Instrument, find_instrument
-from perpjax.market import FIRST_DECISION, Market, Origin, Segments, one_segment, pack_candles
+from perpjax.market import FIRST_DECISION, Market, Origin, one_segment, pack_candles
 
 FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
 """`(bars [N], funding or None) -> [N + 1]` float columns, row t from bars <= t-1, NaN only before its warm-up."""
@@ -23,14 +24,6 @@ UNKNOWN = "UNKNOWN"
 """The symbol of a market of which nobody said what it is."""
 
 _LOG = logging.getLogger(__name__)
-
-
-class Scaler(NamedTuple):
-    """A standard scaler: `(x - mean) / scale`, feature by feature."""
-
-    names: tuple[str, ...]
-    mean: np.ndarray
-    scale: np.ndarray
 
 
 class Sources(NamedTuple):
@@ -154,7 +147,7 @@ def build(
     table = check_features(_compute_features(features, bars, funding), len(grid.valid), sources.features)
     first = find_first_decision(table, sources.features)
     names = tuple(table.column_names)
-    scaler = _choose_scaler(scaler, names)
+    scaler = choose_scaler(scaler, names)
     market = Market(
         candles=jnp.asarray(pack_candles(last, marks, grid.valid, settled)),
         atr=jnp.asarray(known_atr(bars, tick), jnp.float32),
@@ -250,59 +243,6 @@ def find_first_decision(table: pa.Table, source: str = "features") -> int:
     return first
 
 
-def fit_scaler(market: Market, rows: range) -> Scaler:
-    """Mean and population standard deviation of the features of some rows, in float64.
-
-    A feature that does not vary (a deviation below 1e-12 of its mean, or below what float32 holds) gets scale 1.
-
-    Args:
-      rows: bars t whose `features[t]` count: the decision bars of the training split and no others.
-
-    Raises:
-      ValueError: no rows, rows outside the market, or a value among them that is not finite.
-    """
-    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= market.features.shape[0]:
-        raise ValueError(f"a scaler cannot be fitted on rows {rows} of a market of {market.features.shape[0]} rows")
-    x = np.asarray(market.features[rows.start : rows.stop : rows.step], np.float64)
-    mean, deviation = x.mean(axis=0), x.std(axis=0)
-    if not (np.isfinite(mean) & np.isfinite(deviation)).all():
-        raise ValueError(f"a scaler cannot be fitted on rows {rows}: features before the first decision bar are NaN")
-    constant = deviation <= np.maximum(1e-12 * np.abs(mean), float(np.finfo(np.float32).tiny))
-    return Scaler(market.feature_names, mean, np.where(constant, 1.0, deviation))
-
-
-def attach_scaler(market: Market, scaler: Scaler) -> Market:
-    """The market with another scaler.
-
-    Raises:
-      ValueError: the scaler is of other features, or has a scale that is not positive.
-    """
-    scaler = _choose_scaler(scaler, market.feature_names)
-    return market.replace(
-        scaler_mean=jnp.asarray(scaler.mean, jnp.float32), scaler_scale=jnp.asarray(scaler.scale, jnp.float32)
-    )
-
-
-def _choose_scaler(scaler: Scaler | None, names: tuple[str, ...]) -> Scaler:
-    if scaler is None:
-        return Scaler(names, np.zeros(len(names)), np.ones(len(names)))
-    if tuple(scaler.names) != names:
-        differing = [pair for pair in zip(scaler.names, names, strict=False) if pair[0] != pair[1]]
-        first = f"; the first that differ: {differing[0][0]!r} and {differing[0][1]!r}" if differing else ""
-        raise ValueError(
-            f"the scaler was fitted on {len(scaler.names)} features, the market has {len(names)}, and they are not "
-            f"the same ones in the same order{first}"
-        )
-    mean, scale = np.asarray(scaler.mean, np.float64), np.asarray(scaler.scale, np.float64)
-    if mean.shape != (len(names),) or scale.shape != (len(names),):
-        raise ValueError(f"the scaler's shapes {mean.shape} and {scale.shape} are not ({len(names)},)")
-    bad = ~(np.isfinite(mean) & np.isfinite(scale) & (scale > 0))
-    if bad.any():
-        i = int(bad.argmax())
-        raise ValueError(f"the scaler's mean {mean[i]} and scale {scale[i]} of {names[i]!r} are not finite, or not positive")
-    return Scaler(names, mean, scale)
-
-
 def _choose_instrument(
     candles: pa.Table, given: Instrument | None, symbol: str | None, numbers: dict[str, float | None], source: str
 ) -> tuple[Instrument, str]:
@@ -328,7 +268,9 @@ def _choose_instrument(
     return instrument, f"{note}; tick {origin}"
 
 
-def _compute_features(features: str | FeatureFunction | pa.Table | None, bars: pa.Table, funding: pa.Table | None) -> pa.Table:
+def _compute_features(
+    features: str | FeatureFunction | pa.Table | None, bars: pa.Table, funding: pa.Table | None
+) -> pa.Table:
     if features is None:
         return _no_features(bars.num_rows)
     if isinstance(features, pa.Table):
@@ -371,9 +313,3 @@ def _funding_notes(funding: pa.Table | None, mark: pa.Table | None, unpriced: in
     if unpriced and mark is not None:
         return (f"{unpriced} of {settlements} settlements have no mark candle at their open: priced at the last price",)
     return ("the funding is priced at the last price",) if mark is None else ()
-
-
-__all__ = [
-    "BAR_MS", "UNKNOWN", "Built", "FeatureFunction", "Report", "Scaler", "Segments", "Sources", "attach_scaler",
-    "build", "build_market", "check_features", "find_first_decision", "fit_scaler", "known_atr",
-]  # fmt: skip

@@ -105,9 +105,7 @@ def lay_candles(candles: pa.Table, interval_ms: int, source: str = "candles") ->
 def _find_gaps(slot: np.ndarray, slots: int, start: int, interval_ms: int) -> tuple[tuple[int, int], ...]:
     edges = np.concatenate([[-1], slot, [slots]])
     holes = np.diff(edges) - 1
-    return tuple(
-        (start + interval_ms * (int(edges[i]) + 1), int(holes[i])) for i in holes.nonzero()[0]
-    )
+    return tuple((start + interval_ms * (int(edges[i]) + 1), int(holes[i])) for i in holes.nonzero()[0])
 
 
 def _cut_notes(untraded: int, leading: int, trailing: int) -> tuple[str, ...]:
@@ -163,7 +161,9 @@ def infer_tick(candles: pa.Table, source: str = "candles") -> tuple[float, int]:
                 return coarser, len(prices)
         return tick, len(prices)
     smallest = _decimal(1, finest)
-    check_ticks(candles, smallest, source, hint="no coarser tick fits and a finer one has 2^24 ticks to the highest price")
+    check_ticks(
+        candles, smallest, source, hint="no coarser tick fits and a finer one has 2^24 ticks to the highest price"
+    )
     raise DataError(f"{source}: row 0: open = {prices[0]}: no tick fits; pass an Instrument")
 
 
@@ -182,7 +182,9 @@ def fits_tick(candles: pa.Table, tick: float) -> bool:
     return all(_on_grid(candles[name].to_numpy(), tick) for name in PRICES)
 
 
-def check_ticks(candles: pa.Table, tick: float, source: str = "candles", hint: str = "pass the venue's tick size") -> None:
+def check_ticks(
+    candles: pa.Table, tick: float, source: str = "candles", hint: str = "pass the venue's tick size"
+) -> None:
     """Raise unless every price is a whole number of ticks, from 1 to 2^24 - 1 (SPEC section 1).
 
     Raises:
@@ -191,15 +193,29 @@ def check_ticks(candles: pa.Table, tick: float, source: str = "candles", hint: s
     for name in PRICES:
         prices = candles[name].to_numpy()
         ticks = prices / tick
-        _refuse(np.abs(ticks - np.rint(ticks)) > _ON_TICK, prices, name, source, f"is not a multiple of the tick {tick:g}; {hint}")
+        _refuse(
+            np.abs(ticks - np.rint(ticks)) > _ON_TICK,
+            prices,
+            name,
+            source,
+            f"is not a multiple of the tick {tick:g}; {hint}",
+        )
     _check_range(candles, tick, source)
 
 
 def _check_range(table: pa.Table, tick: float, source: str) -> None:
     for name in PRICES:
         prices = table[name].to_numpy()
-        _refuse(prices / tick > EXACT, prices, name, source, f"reaches 2^24 ticks of {tick:g}; give a coarser tick size")
-        _refuse(prices / tick < 1 - _ON_TICK, prices, name, source, f"is less than one tick of {tick:g}; give a finer tick size")
+        _refuse(
+            prices / tick > EXACT, prices, name, source, f"reaches 2^24 ticks of {tick:g}; give a coarser tick size"
+        )
+        _refuse(
+            prices / tick < 1 - _ON_TICK,
+            prices,
+            name,
+            source,
+            f"is less than one tick of {tick:g}; give a finer tick size",
+        )
 
 
 def _refuse(bad: np.ndarray, values: np.ndarray, name: str, source: str, problem: str) -> None:

@@ -1,0 +1,35 @@
+"""perpjax: a reinforcement-learning environment for crypto perpetual futures, in JAX."""
+
+from perpjax.data import build_market, load_market
+from perpjax.env import PerpEnv
+from perpjax.instrument import Instrument
+from perpjax.market import Bar, Market, Segments, concatenate_markets, slice_market
+from perpjax.orders import Order, Verdict
+from perpjax.params import EnvConfig, EnvParams
+from perpjax.risk import review
+from perpjax.state import Account, Ledger, Lots, State
+from perpjax.wrappers import AutoReset
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Account",
+    "AutoReset",
+    "Bar",
+    "EnvConfig",
+    "EnvParams",
+    "Instrument",
+    "Ledger",
+    "Lots",
+    "Market",
+    "Order",
+    "PerpEnv",
+    "Segments",
+    "State",
+    "Verdict",
+    "build_market",
+    "concatenate_markets",
+    "load_market",
+    "review",
+    "slice_market",
+]

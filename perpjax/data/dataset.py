@@ -1,0 +1,342 @@
+"""Datasets on disk: a folder of Parquet files and a manifest, its splits by time, and the way back to a `Market`."""
+
+import datetime
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from perpjax.data import synthetic
+from perpjax.data.builder import Built, Sources, build
+from perpjax.data.contract import BAR_MS, DataError
+from perpjax.data.scaler import Scaler, attach_scaler, fit_scaler
+from perpjax.instrument import Instrument
+from perpjax.market import FIRST_DECISION, Market, slice_market
+
+SCHEMA_VERSION = 1
+"""Of the manifest and the files it names; raised whenever an older reader would misread a newer folder."""
+MANIFEST = "manifest.json"
+SPLIT_NAMES = ("train", "val", "test")
+DEFAULT_FRACTIONS = (0.70, 0.15, 0.15)
+EPISODE_LENGTH = 672
+"""Bars: the environment's default episode, and so the default embargo between splits."""
+
+_SYNTHETIC = "synthetic:"
+_INSTRUMENT_FIELDS = ("tick_size", "step_size", "min_notional", "max_quantity", "maintenance_fee_rate")
+
+
+class Split(NamedTuple):
+    """Decision bars start .. stop - 1 of a market."""
+
+    name: str
+    start: int
+    stop: int
+
+    def num_starts(self, episode_length: int) -> int:
+        """How many first bars leave room for a whole episode."""
+        return max(self.stop - self.start - episode_length + 1, 0)
+
+
+class Dataset(NamedTuple):
+    """A market with its scaler attached, and the splits of its bars."""
+
+    market: Market
+    splits: tuple[Split, ...]
+
+
+def split_by_fraction(
+    market: Market, fractions: tuple[float, float, float] = DEFAULT_FRACTIONS, episode_length: int = EPISODE_LENGTH
+) -> tuple[Split, ...]:
+    """Train, val and test: fractions of the decision bars, in order, with an embargo of one episode between.
+
+    Raises:
+      ValueError: fractions that are not positive or do not sum to 1; a split without room for an episode.
+    """
+    if len(fractions) != 3 or not min(fractions) > 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(
+            f"split fractions {' '.join(map(str, fractions))} are not three positive numbers that sum to 1"
+        )
+    first = int(market.segments.first[0])
+    bars = market.num_bars - first
+    # A millionth of a bar: 0.7 + 0.15 is a little under 0.85.
+    train, val = int(fractions[0] * bars + 1e-6), int((fractions[0] + fractions[1]) * bars + 1e-6)
+    return _embargo(first, (first + train, first + val), market.num_bars, episode_length)
+
+
+def split_by_date(
+    market: Market, train_end: str, val_end: str, episode_length: int = EPISODE_LENGTH
+) -> tuple[Split, ...]:
+    """Train up to `train_end`, val up to `val_end`, test after: ISO dates, 00:00 UTC, themselves excluded.
+
+    Raises:
+      ValueError: not a date, outside the data, out of order; a split without room for an episode.
+    """
+    first = int(market.segments.first[0])
+    bars = []
+    for name, text in (("train end", train_end), ("val end", val_end)):
+        try:
+            date = datetime.date.fromisoformat(text)
+        except ValueError as error:
+            raise ValueError(f"{name} {text!r} is not a date such as 2025-06-01") from error
+        midnight = datetime.datetime.combine(date, datetime.time(), datetime.UTC)
+        bars.append((int(midnight.timestamp()) * 1000 - market.start_ms) // BAR_MS)
+        if not first < bars[-1] < market.num_bars:
+            raise ValueError(
+                f"{name} {text} is not inside the data, whose decision bars go from "
+                f"{format_time(market.open_time_ms(first))} to {format_time(market.open_time_ms(market.num_bars - 1))}"
+            )
+    if bars[0] >= bars[1]:
+        raise ValueError(f"train end {train_end} is not before val end {val_end}")
+    return _embargo(first, (bars[0], bars[1]), market.num_bars, episode_length)
+
+
+def _embargo(first: int, ends: tuple[int, int], num_bars: int, episode_length: int) -> tuple[Split, ...]:
+    if episode_length < 1:
+        raise ValueError(f"episode length {episode_length} is not a positive number of bars")
+    stops = (ends[0] - episode_length, ends[1] - episode_length, num_bars)
+    splits = tuple(map(Split, SPLIT_NAMES, (first, *ends), stops))
+    for split in splits:
+        if not split.num_starts(episode_length):
+            embargo = "" if split.name == "test" else f" after an embargo of {episode_length} bars"
+            raise ValueError(
+                f"the {split.name} split has no room for an episode of {episode_length} bars: it has "
+                f"{max(split.stop - split.start, 0)} decision bars{embargo} (bars {first} .. {num_bars - 1} are split "
+                f"at {ends[0]} and {ends[1]}); use more candles, a shorter episode or other split points"
+            )
+    return splits
+
+
+def cut_split(market: Market, split: Split) -> Market:
+    """The market of one split: its decision bars are 673 .. and the 673 bars before them are there as context."""
+    return slice_market(market, split.start - FIRST_DECISION, split.stop)
+
+
+def fit_on_train(market: Market, splits: tuple[Split, ...]) -> Scaler:
+    """The scaler of the training split's decision bars, and of no others."""
+    return fit_scaler(market, range(splits[0].start, splits[0].stop))
+
+
+def load_market(source: str | os.PathLike[str], split: str | None = None) -> Market:
+    """The market of a dataset folder, or of "synthetic:NAME", with the scaler of its training split attached.
+
+    Args:
+      source: a folder written by `python -m perpjax.data.build`, or "synthetic:signal" (martingale, crash): one
+        year at the generator's defaults, split 70/15/15, built once per process.
+      split: "train", "val", "test", or None for all bars. A split's decision bars start at 673; it holds
+        nothing from after its end.
+
+    Raises:
+      DataError: no dataset there, a file missing, changed or written by another version.
+      ValueError: for an unknown split or synthetic market.
+    """
+    if split is not None and split not in SPLIT_NAMES:
+        raise ValueError(f"split {split!r} is not one of {', '.join(SPLIT_NAMES)}, or None for all")
+    name = str(source)
+    is_synthetic = name.startswith(_SYNTHETIC)
+    dataset = _load_synthetic(name.removeprefix(_SYNTHETIC)) if is_synthetic else load_dataset(Path(source))
+    if split is None:
+        return dataset.market
+    return cut_split(dataset.market, dataset.splits[SPLIT_NAMES.index(split)])
+
+
+@functools.lru_cache(maxsize=4)
+def _load_synthetic(name: str) -> Dataset:
+    tables = synthetic.synthetic_tables(name)
+    market = build(tables.candles, tables.mark, tables.funding, tables.instrument).market
+    splits = split_by_fraction(market)
+    return Dataset(attach_scaler(market, fit_on_train(market, splits)), splits)
+
+
+def load_dataset(folder: Path) -> Dataset:
+    """A dataset folder, every file verified; see `load_market` for the errors."""
+    manifest = read_manifest(folder)
+    tables = {}
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: is missing; the dataset is incomplete, build it again")
+        data = path.read_bytes()
+        if (found := hashlib.sha256(data).hexdigest()) != digest:
+            raise DataError(
+                f"{path}: is not the file that was written (SHA-256 {found[:12]}..., not {digest[:12]}...); "
+                "build the dataset again"
+            )
+        tables[path.stem] = pa.parquet.read_table(pa.BufferReader(data))
+    names = tuple(manifest["scaler"])
+    pairs = np.array([[x["mean"], x["scale"]] for x in manifest["scaler"].values()]).reshape(-1, 2)
+    built = build(
+        tables["candles"],
+        tables.get("mark"),
+        tables.get("funding"),
+        Instrument(**manifest["instrument"]),
+        tables.get("features"),
+        Scaler(names, pairs[:, 0], pairs[:, 1]),
+        sources=Sources(*(str(folder / f"{stem}.parquet") for stem in Sources._fields)),
+    )
+    splits = tuple(Split(name, s["start"], s["stop"]) for name, s in manifest["splits"].items())
+    found = {"num_bars": built.market.num_bars, "candles_per_bar": built.market.candles_per_bar}
+    for name, value in found.items():
+        if manifest[name] != value:
+            raise DataError(f"{folder}: rebuilt with {name} = {value}, not {manifest[name]}; build the dataset again")
+    return Dataset(built.market, splits)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a dataset folder, verified.
+
+    Raises:
+      DataError: no dataset, or a manifest that was changed or written by another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            f"{folder}: is not a dataset ({MANIFEST} is missing); write one with "
+            f"`python -m perpjax.data.build --candles FILE --out DIR`, or use synthetic:{'|'.join(synthetic.NAMES)}"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is not a manifest ({error!r}); build the dataset again") from error
+    if version != SCHEMA_VERSION:
+        remedy = (
+            "upgrade perpjax" if isinstance(version, int) and version > SCHEMA_VERSION else "build the dataset again"
+        )
+        raise DataError(f"{path}: has schema version {version!r}, this perpjax reads {SCHEMA_VERSION}; {remedy}")
+    if manifest.get("manifest_sha256") != _manifest_digest(manifest):
+        raise DataError(f"{path}: was changed after it was written (its own SHA-256 differs); build the dataset again")
+    return manifest
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    body = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def write_dataset(
+    built: Built,
+    splits: tuple[Split, ...],
+    scaler: Scaler,
+    out: Path,
+    *,
+    episode_length: int = EPISODE_LENGTH,
+    features: str | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write a dataset folder, whole or not at all, and return its manifest.
+
+    Everything goes into a sibling folder first, which is then renamed.
+
+    Args:
+      features: how to name the feature function in the manifest.
+      force: replace the dataset that is there; nothing but a dataset or an empty folder is ever replaced.
+
+    Raises:
+      DataError: the folder exists.
+    """
+    check_out(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        new = scratch / "new"
+        new.mkdir()  # a plain folder: mkdtemp's own is closed to everybody else
+        tables = {"candles": built.candles, "mark": built.mark, "funding": built.funding}
+        if built.features.num_columns:
+            tables["features"] = built.features
+        digests = {}
+        for stem, table in tables.items():
+            if table is not None:
+                path = new / f"{stem}.parquet"
+                pa.parquet.write_table(table, path, compression="zstd")
+                digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest = _describe(built, splits, scaler, digests, episode_length, features or built.report.features)
+        manifest["manifest_sha256"] = _manifest_digest(manifest)
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        _put_in_place(new, out, scratch / "old", force)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return manifest
+
+
+def _put_in_place(new: Path, out: Path, old: Path, force: bool) -> None:
+    check_out(out, force)
+    if out.exists():
+        out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raise unless a dataset may be written to `out`."""
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise DataError(f"{out}: exists and is not a dataset; choose another folder")
+    if any(out.iterdir()) and not force:
+        raise DataError(f"{out}: exists; choose another folder, or replace it with --force")
+
+
+def _describe(
+    built: Built, splits: tuple[Split, ...], scaler: Scaler, digests: dict[str, str], episode_length: int, features: str
+) -> dict[str, Any]:
+    market, report, instrument = built.market, built.report, built.instrument
+
+    def time(t: int) -> str:
+        return format_time(market.open_time_ms(t))
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "instrument": {
+            "symbol": instrument.symbol,
+            **{name: getattr(instrument, name) for name in _INSTRUMENT_FIELDS},
+            "brackets": np.asarray(instrument.brackets).tolist(),
+        },
+        "span": {"start": time(0), "end": time(market.num_bars), "start_ms": market.start_ms},
+        "interval_ms": report.interval_ms,
+        "candles_per_bar": market.candles_per_bar,
+        "num_bars": market.num_bars,
+        "first_decision": int(market.segments.first[0]),
+        "mark": report.mark,
+        "funding": {
+            "settlements": report.settlements,
+            "hours_between": {f"{hours:g}": count for hours, count in report.funding_hours.items()},
+        },
+        "gaps": [{"from": format_time(start), "candles": count} for start, count in report.gaps],
+        "missing_candles": report.missing,
+        "untraded_candles": report.untraded,
+        "notes": list(report.notes),
+        "episode_length": episode_length,
+        "splits": {
+            s.name: {
+                "start": s.start,
+                "stop": s.stop,
+                "from": time(s.start),
+                "to": time(s.stop),
+                "episode_starts": s.num_starts(episode_length),
+            }
+            for s in splits
+        },
+        "features": features,
+        "scaler": {
+            name: {"mean": float(mean), "scale": float(scale)}
+            for name, mean, scale in zip(scaler.names, scaler.mean, scaler.scale, strict=True)
+        },
+        "files": digests,
+    }
+
+
+def format_time(ms: int) -> str:
+    """UTC, to the minute."""
+    return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,76 @@
+"""The standard scaler of the features: plain numbers by name, fitted on the training split only."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from perpjax.market import Market
+
+
+class Scaler(NamedTuple):
+    """A standard scaler: `(x - mean) / scale`, feature by feature."""
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def fit_scaler(market: Market, rows: range) -> Scaler:
+    """Mean and population standard deviation of the features of some rows, in float64.
+
+    A feature that does not vary (a deviation below 1e-12 of its mean, or below what float32 holds) gets scale 1.
+
+    Args:
+      rows: bars t whose `features[t]` count: the decision bars of the training split and no others.
+
+    Raises:
+      ValueError: no rows, rows outside the market, or a value among them that is not finite.
+    """
+    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= market.features.shape[0]:
+        raise ValueError(f"a scaler cannot be fitted on rows {rows} of a market of {market.features.shape[0]} rows")
+    x = np.asarray(market.features[rows.start : rows.stop : rows.step], np.float64)
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    if not (np.isfinite(mean) & np.isfinite(deviation)).all():
+        raise ValueError(f"a scaler cannot be fitted on rows {rows}: features before the first decision bar are NaN")
+    constant = deviation <= np.maximum(1e-12 * np.abs(mean), float(np.finfo(np.float32).tiny))
+    return Scaler(market.feature_names, mean, np.where(constant, 1.0, deviation))
+
+
+def attach_scaler(market: Market, scaler: Scaler) -> Market:
+    """The market with another scaler.
+
+    Raises:
+      ValueError: the scaler is of other features, or has a scale that is not positive.
+    """
+    scaler = choose_scaler(scaler, market.feature_names)
+    return market.replace(
+        scaler_mean=jnp.asarray(scaler.mean, jnp.float32), scaler_scale=jnp.asarray(scaler.scale, jnp.float32)
+    )
+
+
+def choose_scaler(scaler: Scaler | None, names: tuple[str, ...]) -> Scaler:
+    """The scaler, checked against the features' names; without one, that which changes nothing.
+
+    Raises:
+      ValueError: it is of other features, or has a value that is not finite or a scale that is not positive.
+    """
+    if scaler is None:
+        return Scaler(names, np.zeros(len(names)), np.ones(len(names)))
+    if tuple(scaler.names) != names:
+        differing = [pair for pair in zip(scaler.names, names, strict=False) if pair[0] != pair[1]]
+        first = f"; the first that differ: {differing[0][0]!r} and {differing[0][1]!r}" if differing else ""
+        raise ValueError(
+            f"the scaler was fitted on {len(scaler.names)} features, the market has {len(names)}, and they are not "
+            f"the same ones in the same order{first}"
+        )
+    mean, scale = np.asarray(scaler.mean, np.float64), np.asarray(scaler.scale, np.float64)
+    if mean.shape != (len(names),) or scale.shape != (len(names),):
+        raise ValueError(f"the scaler's shapes {mean.shape} and {scale.shape} are not ({len(names)},)")
+    bad = ~(np.isfinite(mean) & np.isfinite(scale) & (scale > 0))
+    if bad.any():
+        i = int(bad.argmax())
+        raise ValueError(
+            f"the scaler's mean {mean[i]} and scale {scale[i]} of {names[i]!r} are not finite, or not positive"
+        )
+    return Scaler(names, mean, scale)

@@ -1,0 +1,131 @@
+"""Everything a training run can be told, and the arithmetic that must hold before it starts."""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from perpjax import EnvConfig, EnvParams
+
+ROWS_PER_MINIBATCH = 8192
+"""Rows of a minibatch when their number is left to us: about what stays in cache."""
+
+# EnvParams holds device arrays; the command line wants plain numbers with the same names and defaults.
+ParamArgs = dataclasses.make_dataclass(
+    "ParamArgs",
+    [
+        (f.name, type(f.default), dataclasses.field(default=f.default))
+        for f in dataclasses.fields(EnvParams)
+    ],
+    frozen=True,
+    namespace={"__doc__": "Numbers of the simulation: fees and rates are fractions, max_hold is bars."},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a PPO policy on a perpetual-futures market.
+
+    Writes config.json, metrics.jsonl and a final checkpoint to the run directory, and ends with a table of the greedy
+    policy against `hold` (never trades) and `random` on the validation split. Ctrl-C finishes the current update,
+    saves and stops.
+    """
+
+    dataset: str = "synthetic:signal"
+    """A folder written by `python -m perpjax.data.build`, or synthetic:signal, synthetic:martingale, synthetic:crash."""
+    num_envs: int = 4096
+    """Environments stepped together."""
+    total_steps: int = 15_000_000
+    """Environment steps, over all environments; rounded down to whole updates."""
+    seed: int = 0
+    """Of everything random: equal seeds give equal runs on one machine."""
+    run_dir: pathlib.Path | None = None
+    """Where results go; default runs/<dataset>-seed<seed>-<time>."""
+
+    num_steps: int = 32
+    """Steps of every environment between two updates."""
+    epochs: int = 3
+    """Passes over the collected steps in an update."""
+    num_minibatches: int | None = None
+    """Minibatches of an update, blocks of environments; must divide num_envs. Default: of about 8192 rows."""
+    learning_rate: float = 1e-3
+    """Falls linearly to zero."""
+    gamma: float = 0.99
+    """Discount of a 15-minute step."""
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    """Of the probability ratio, and of the value's change."""
+    entropy_coef: float = 0.003
+    value_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of each trunk."""
+
+    env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
+    """Static choices of the environment."""
+    params: ParamArgs = dataclasses.field(default_factory=ParamArgs)
+    """Numbers of the environment."""
+    updates_per_chunk: int | None = None
+    """Updates between two looks of the host; must divide their number. Default: at most 4."""
+
+    def __post_init__(self):
+        def need(holds: bool, message: str) -> None:
+            if not holds:
+                raise ValueError(message)
+
+        for name in ("num_envs", "num_steps", "epochs", "total_steps"):
+            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, low, high in (("gamma", 0, 1), ("gae_lambda", 0, 1), ("clip", 0, 1), ("learning_rate", 0, 1)):
+            need(low <= getattr(self, name) <= high, f"{name} is {getattr(self, name)}; it must lie in [{low}, {high}]")
+        for name in ("entropy_coef", "value_coef", "max_grad_norm"):
+            value = getattr(self, name)
+            need(math.isfinite(value) and value >= 0, f"{name} is {value}; it must be a finite number of at least 0")
+        need(all(w >= 1 for w in self.hidden), f"hidden is {self.hidden}; every width must be at least 1")
+        need(
+            self.env.actions == "multi_discrete",
+            f"env.actions is {self.env.actions}; the trainer's policy is a multi_discrete one",
+        )
+        batch = self.num_envs * self.num_steps
+        need(
+            self.total_steps >= batch,
+            f"total_steps is {self.total_steps}, less than one update of num_envs {self.num_envs} x "
+            f"num_steps {self.num_steps} = {batch}",
+        )
+        n = self.num_minibatches
+        need(
+            n is None or (n >= 1 and self.num_envs % n == 0),
+            f"num_minibatches {n} does not divide num_envs {self.num_envs}",
+        )
+        n = self.updates_per_chunk
+        need(
+            n is None or (n >= 1 and self.num_updates % n == 0),
+            f"updates_per_chunk {n} does not divide the {self.num_updates} updates of total_steps {self.total_steps}",
+        )
+        EnvParams(**dataclasses.asdict(self.params))
+
+    @property
+    def num_updates(self) -> int:
+        """Whole updates in `total_steps`."""
+        return self.total_steps // (self.num_envs * self.num_steps)
+
+    @property
+    def minibatches(self) -> int:
+        """Minibatches of an update."""
+        most = max(1, self.num_envs * self.num_steps // ROWS_PER_MINIBATCH)
+        return self.num_minibatches or _largest_divisor(self.num_envs, most)
+
+    @property
+    def chunk(self) -> int:
+        """Updates between two looks of the host."""
+        return self.updates_per_chunk or _largest_divisor(self.num_updates, 4)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for config.json."""
+        return dataclasses.asdict(self) | {"run_dir": None if self.run_dir is None else str(self.run_dir)}
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    divisors = np.arange(1, most + 1)
+    return int(divisors[number % divisors == 0].max())
