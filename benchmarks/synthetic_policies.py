@@ -1,7 +1,7 @@
 """What the `signal` market pays: the policy that knows the drift, causal ones, hold and random.
 
     python -m benchmarks.synthetic_policies                       # the default market, seed 0
-    python -m benchmarks.synthetic_policies --seeds 0 1 2 3 --parameter drift=0.0008
+    python -m benchmarks.synthetic_policies --seeds 0 1 2 3 --parameter drift=0.0006
 
 Every policy holds at most one position: at the open of a bar it enters with full size at the highest leverage
 (stop 3 ATR, target 6 ATR) when its estimate of the drift is beyond `enter`, and closes when the estimate,
@@ -9,8 +9,9 @@ times the side held, is under `leave`. Both thresholds are those with the best m
 windows; the table is about windows that were not fitted on.
 
 - `oracle` knows the drift of the bar about to begin.
-- `filter` knows the market's parameters, and from bar returns the exact probability of each state.
-- `causal` knows the core features: ridge regression of the drift on them, fitted on the training part.
+- `filter` knows the market's parameters and volatility, and turns bar returns into a probability of each state.
+- `causal` knows the core features: ridge regression of the drift on them, fitted on the training split.
+- `hold` never trades, `random` draws uniform `multi_discrete` actions.
 """
 
 import argparse
@@ -21,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perpjax.data.build import build_market
-from perpjax.data.synthetic import CANDLES_PER_BAR, YEAR_BARS, SignalParameters, Tables, synthetic_tables
+from perpjax.data import build_market
+from perpjax.data.dataset import split_by_fraction
+from perpjax.data.synthetic import SignalParameters, Tables, synthetic_tables
+from perpjax.data.synthetic_noise import CANDLES_PER_BAR, YEAR_BARS
 from perpjax.env import PerpEnv
 from perpjax.market import FIRST_DECISION, Market
 from perpjax.orders import CLOSE, DIRECTIONS, HOLD, LONG, SHORT, sample_action
 
-TRAIN, VALIDATION = 0.70, 0.85
-"""Where the splits end, as fractions of the bars: those of `perpjax.data.build`."""
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Candidates for `enter` and `leave`, in units of the drift."""
 RIDGE = 1e-3
@@ -87,9 +88,9 @@ def _run(env: PerpEnv, starts: jax.Array, act) -> Windows:
 
 
 def filter_drift(tables: Tables, p: SignalParameters) -> np.ndarray:
-    """Expected drift of bar t given the returns of bars < t, [N + 1]: the forward filter of the Markov chain.
+    """Expected drift of bar t given the returns of bars < t, [N + 1]: the forward filter of a Markov chain.
 
-    A bar's likelihood takes its volatility as known and its jumps as absent; both are close to the truth.
+    The chain has the market's states and mean lengths, though its lengths are geometric.
     """
     close = tables.candles["close"].to_numpy()[CANDLES_PER_BAR - 1 :: CANDLES_PER_BAR]
     returns = np.diff(np.log(close), prepend=np.log(tables.candles["open"][0].as_py()))
@@ -106,11 +107,11 @@ def filter_drift(tables: Tables, p: SignalParameters) -> np.ndarray:
     return known
 
 
-def regress_drift(market: Market, drift: np.ndarray, last: int) -> tuple[np.ndarray, float]:
+def regress_drift(market: Market, drift: np.ndarray, last: int, unseen: int) -> tuple[np.ndarray, float]:
     """Ridge regression of the drift on the core features, fitted on bars before `last`.
 
     Returns:
-      The estimate [N + 1] (0 before the features are complete), and the R^2 on the bars from `last` on.
+      The estimate [N + 1] (0 before the features are complete), and its R^2 on the bars from `unseen` on.
     """
     features = np.nan_to_num(np.asarray(market.features, np.float64))
     train = slice(FIRST_DECISION, last)
@@ -120,9 +121,8 @@ def regress_drift(market: Market, drift: np.ndarray, last: int) -> tuple[np.ndar
     weights = np.linalg.solve(a.T @ a + RIDGE * len(a) * np.eye(a.shape[1]), a.T @ (b - b.mean()))
     estimate = x @ weights + b.mean()
     estimate[:FIRST_DECISION] = 0.0
-    unseen = slice(last, len(drift))
-    error = np.mean((drift[unseen] - estimate[unseen]) ** 2)
-    return estimate, float(1 - error / np.var(drift[unseen]))
+    error = np.mean((drift[unseen:] - estimate[unseen:-1]) ** 2)
+    return estimate, float(1 - error / np.var(drift[unseen:]))
 
 
 def best_thresholds(env: PerpEnv, starts: np.ndarray, estimate: np.ndarray, unit: float) -> tuple[float, float]:
@@ -141,12 +141,9 @@ def measure(seed: int, bars: int, parameters: dict[str, float]) -> dict[str, dic
     market = build_market(tables.candles, tables.mark, tables.funding, tables.instrument)
     env, drift = PerpEnv(market), tables.latent["drift"]
     length = env.config.episode_length
-    edges = [FIRST_DECISION, int(TRAIN * bars), int(VALIDATION * bars), bars]
-    starts = {
-        name: jnp.arange(first, last - length + 1, length)
-        for name, first, last in zip(("train", "validation", "test"), edges, edges[1:], strict=False)
-    }
-    regression, r2 = regress_drift(market, drift, edges[1])
+    splits = split_by_fraction(market, episode_length=length)
+    starts = {s.name: jnp.arange(s.start, s.stop - length + 1, length) for s in splits}
+    regression, r2 = regress_drift(market, drift, splits[0].stop, splits[1].start)
     estimates = {"oracle": np.append(drift, 0.0), "filter": filter_drift(tables, p), "causal": regression}
     results: dict[str, dict[str, Windows]] = {}
     for name, estimate in estimates.items():
@@ -156,9 +153,7 @@ def measure(seed: int, bars: int, parameters: dict[str, float]) -> dict[str, dic
         results[name] = {
             split: run_estimate(env, s, values, jnp.float32(enter), jnp.float32(leave)) for split, s in starts.items()
         }
-    results["hold"] = {
-        s: jax.tree.map(np.zeros_like, w) for s, w in results["oracle"].items()
-    }
+    results["hold"] = {s: jax.tree.map(np.zeros_like, w) for s, w in results["oracle"].items()}
     results["random"] = {split: run_random(env, s) for split, s in starts.items()}
     print(f"seed {seed}  R^2 of the regression on unseen bars {r2:.2f}")
     return results
@@ -166,15 +161,18 @@ def measure(seed: int, bars: int, parameters: dict[str, float]) -> dict[str, dic
 
 def tabulate(results: list[dict[str, dict[str, Windows]]]) -> str:
     """The table: a line for each policy, the windows of all seeds together; last the share of the oracle's."""
-    lines = [f"{'policy':8} {'split':10} {'windows':>7} {'mean %':>8} {'sd %':>6} {'t':>6} {'trades':>7} {'fees %':>7} {'share':>6}"]
-    for split in ("train", "validation", "test"):
+    lines = [
+        f"{'policy':8} {'split':6} {'windows':>7} {'mean %':>8} {'sd %':>6} "
+        f"{'t':>6} {'trades':>7} {'fees %':>7} {'share':>6}"
+    ]
+    for split in results[0]["oracle"]:
         top = np.concatenate([r["oracle"][split].returns for r in results]).mean()
         for name in results[0]:
             w = Windows(*(np.concatenate(x) for x in zip(*(r[name][split] for r in results), strict=True)))
             mean, deviation = w.returns.mean(), w.returns.std(ddof=1)
             t = mean / deviation * np.sqrt(len(w.returns)) if deviation > 0 else 0.0
             lines.append(
-                f"{name:8} {split:10} {len(w.returns):7d} {100 * mean:8.2f} {100 * deviation:6.2f} {t:6.1f} "
+                f"{name:8} {split:6} {len(w.returns):7d} {100 * mean:8.2f} {100 * deviation:6.2f} {t:6.1f} "
                 f"{w.trades.mean():7.1f} {100 * w.fees.mean():7.2f} {mean / top:6.2f}"
             )
     return "\n".join(lines)
@@ -186,7 +184,12 @@ def main() -> None:
     parser.add_argument("--bars", type=int, default=YEAR_BARS)
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="of SignalParameters")
     args = parser.parse_args()
-    parameters = {name: float(value) for name, value in (item.split("=", 1) for item in args.parameter)}
+    parameters = {}
+    for item in args.parameter:
+        name, equals, value = item.partition("=")
+        if not equals:
+            parser.error(f"--parameter {item}: expected NAME=VALUE, such as drift=0.0006")
+        parameters[name] = float(value)
     print(tabulate([measure(seed, args.bars, parameters) for seed in args.seeds]))
 
 

@@ -151,10 +151,10 @@ def find_instrument(symbol: str, tick_size: float, median_close: float) -> tuple
     brackets = BRACKETS.get(symbol, _BTC)
     if symbol in KNOWN:
         numbers = KNOWN[symbol] | {"tick_size": tick_size}
-        return Instrument(symbol, brackets=brackets, **numbers), f"{symbol}: known contract, tick {tick_size:g}"
-    step = 10.0 ** -round(math.log10(median_close))
+        return Instrument(symbol, brackets=brackets, **numbers), f"{symbol}: known contract"
+    step = float(f"1e{-round(math.log10(median_close))}")
     instrument = Instrument(symbol, tick_size, step, 5.0, EXACT * step, brackets=brackets)
     return instrument, (
-        f"{symbol}: not a known contract; tick {tick_size:g} from the prices, step {step:g} from the median close "
-        f"{median_close:g}, min_notional 5, BTCUSDT brackets; pass an Instrument for the venue's own numbers"
+        f"{symbol}: not a known contract; step {step:g} from the median close {median_close:g}, min_notional 5, "
+        "BTCUSDT brackets; pass an Instrument for the venue's own numbers"
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from perpjax._pytree import pytree
 from perpjax.instrument import Instrument
@@ -139,11 +139,13 @@ def _start_counts(segments: Segments, episode_length: int) -> Int[Array, "S"]:
     return segments.last + 1 - episode_length - segments.first + 1
 
 
-def draw_start(market: Market, key: Array, episode_length: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Draw a first bar, uniform over all segments' starts; returns it and its segment."""
+def pick_start(
+    market: Market, bits: UInt32[Array, ""], episode_length: int
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """A first bar and its segment, uniform over all segments' starts if `bits` are 32 uniform bits."""
     counts = jnp.maximum(_start_counts(market.segments, episode_length), 0)
     ends = jnp.cumsum(counts)
-    draw = jax.random.randint(key, (), 0, ends[-1])
+    draw = (bits % ends[-1].astype(jnp.uint32)).astype(jnp.int32)
     segment = jnp.sum(draw >= ends)
     return market.segments.first[segment] + draw - (ends - counts)[segment], segment
 

@@ -7,6 +7,7 @@ With equity 10 000 and no fees or slippage an order of size 1 at 10x has
     short L = 1000 + ceil(90 / 1.01) = 1000 + ceil(89.11) = 1090.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,12 @@ step = jax.jit(PerpEnv.step)
 reset = jax.jit(lambda env, start: env.reset(jax.random.key(0), start))
 
 
+@functools.cache
+def stacked(instrument: Instrument) -> Instrument:
+    """The instruments of a market with one symbol."""
+    return jax.tree.map(lambda x: x[None], instrument.on_device())
+
+
 def assemble(
     last: np.ndarray,
     valid: np.ndarray,
@@ -58,10 +65,10 @@ def assemble(
         candles=jnp.asarray(pack_candles(last, mark, valid, funding)),
         atr=jnp.asarray(atr, jnp.float32),
         features=jnp.asarray(features, jnp.float32),
-        scaler_mean=jnp.zeros(width),
-        scaler_scale=jnp.ones(width),
+        scaler_mean=jnp.asarray(np.zeros(width, np.float32)),
+        scaler_scale=jnp.asarray(np.ones(width, np.float32)),
         segments=one_segment(first, bars - 1),
-        instruments=jax.tree.map(lambda x: x[None], instrument.on_device()),
+        instruments=stacked(instrument),
         candles_per_bar=k,
         has_mark=mark is not None,
         origins=(Origin(instrument.symbol, 0, 0, bars),),

@@ -121,8 +121,7 @@ def make_bars(grid: Grid) -> pa.Table:
     """The 15-minute bars [N] of the valid candles; one without any repeats the last close, with volume 0."""
     valid, prices, bar = grid.valid, grid.prices, np.arange(len(grid.valid))
     first = valid.argmax(axis=1)
-    last = valid.shape[1] - 1 - valid[:, ::-1].argmax(axis=1)
-    close, empty = prices[bar, last, 3], ~valid.any(axis=1)
+    close, empty = prices[:, -1, 3], ~valid.any(axis=1)  # an invalid candle repeats the last valid close
     high = np.where(valid, prices[..., 1], -np.inf).max(axis=1)
     low = np.where(valid, prices[..., 2], np.inf).min(axis=1)
     columns = {

@@ -134,9 +134,9 @@ def draw_mark(rng: np.random.Generator, path: np.ndarray, spikes: np.ndarray) ->
     return add_spikes(rng, np.stack([opens, high, low, close], axis=1), spikes)
 
 
-def freeze(path: np.ndarray, frozen: np.ndarray) -> Float[np.ndarray, "n 4"]:
+def freeze(path: np.ndarray, frozen: np.ndarray, missing: np.ndarray) -> Float[np.ndarray, "n 4"]:
     """Frozen candles repeat the last close that was traded; the path behind them goes on unseen."""
-    last = np.maximum.accumulate(np.where(frozen, 0, np.arange(len(path))))
+    last = np.maximum.accumulate(np.where(frozen | missing, 0, np.arange(len(path))))
     return np.where(frozen[:, None], path[last, 3][:, None], path)
 
 
