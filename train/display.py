@@ -39,15 +39,16 @@ class Display:
         )
         self.total_steps = total_steps
         self.task = self.progress.add_task("starting", total=total_steps)
-        self.live = Live(self.progress, console=self.console, refresh_per_second=8)
+        self.live = Live(self.progress, console=self.console, refresh_per_second=8, transient=True)
         self.last_line = -LINE_SECONDS
 
     def __enter__(self) -> "Display":
-        self.live.__enter__()
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.live.__exit__(*error)
+        self.live.stop()
 
     def stage(self, text: str) -> None:
         """Say what is being done."""
@@ -70,13 +71,19 @@ class Display:
             print("  ".join(f"{label} {value}" for label, value in shown), flush=True)
 
 
+_CAPTION = (
+    "Means of an episode; %: of initial equity (drawdown: of the peak). t: mean return over its standard error, "
+    "against hold."
+)
+
+
 def print_results(results: dict[str, Result], title: str) -> None:
     """The closing table: each policy over the validation windows."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("policy")
-    heads = ("return %", "std. error", "t vs hold", "max drawdown %", "trades", "fees %", "liquidations")
+    table = Table(title=title, title_justify="left", caption_justify="left", caption=_CAPTION)
+    table.add_column("policy", no_wrap=True)
+    heads = ("return %", "± s.e.", "t", "drawdown %", "trades", "fees %", "liquidated")
     for head in heads:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for name, r in results.items():
         paired = r.returns - results["hold"].returns
         error = r.returns.std(ddof=1) / len(r.returns) ** 0.5 if len(r.returns) > 1 else float("nan")

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax import AutoReset
+from perpjax.observation import ACCOUNT_FEATURES
 from perpjax.wrappers import EpisodeState
 from train.config import Config
 from train.networks import ActorCritic, Policy
@@ -94,16 +95,23 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
     learner = state.learner
     apply = ActorCritic(config.hidden).apply
 
+    # Every environment sees the market through a slightly different lens, drawn anew for each update: a policy that
+    # has learnt single bars by heart instead of what they have in common cannot find them again.
+    key, key_blur = jax.random.split(state.key)
+    market_features = state.envs.obs.shape[1] - len(ACCOUNT_FEATURES)
+    blur = config.obs_noise * jax.random.normal(key_blur, (config.num_envs, market_features))
+    blur = jnp.pad(blur, ((0, 0), (0, len(ACCOUNT_FEATURES))))
+
     # COLLECT TRAJECTORIES
     def env_step(carry: tuple[EpisodeState, Array, Array], _: None):
         envs, discounted, key = carry
         key, key_action = jax.random.split(key)
-        obs = learner.observations.standardise(envs.obs)
+        obs = learner.observations.standardise(envs.obs) + blur
         logits, value = apply(learner.params, obs)
         policy = Policy.from_logits(logits)
         action = policy.sample(key_action)
         stepped = jax.vmap(env.step)(envs, action)
-        final_value = value_truncated(learner, config, stepped)
+        final_value = value_truncated(learner, config, stepped, blur)
         done = stepped.terminated | stepped.truncated
         discounted = config.gamma * discounted + stepped.reward
         step = Transition(
@@ -112,12 +120,12 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
         )  # fmt: skip
         return (stepped, jnp.where(done, 0, discounted), key), (step, discounted, count_episodes(stepped, done))
 
-    carry = (state.envs, state.discounted, state.key)
+    carry = (state.envs, state.discounted, key)
     (envs, discounted, key), (steps, returns, counts) = jax.lax.scan(env_step, carry, length=config.num_steps)
 
     # CALCULATE ADVANTAGE
     scale = learner.returns.update(returns)
-    _, last_value = apply(learner.params, learner.observations.standardise(envs.obs))
+    _, last_value = apply(learner.params, learner.observations.standardise(envs.obs) + blur)
     advantage = compute_gae(
         scale.scale(steps.reward), steps.value, last_value, steps.final_value,
         steps.terminated, steps.truncated, config.gamma, config.gae_lambda,
@@ -130,7 +138,7 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
         blocks = x.reshape(config.num_steps, config.minibatches, -1, *x.shape[2:]).swapaxes(0, 1)
         return blocks.reshape(config.minibatches, -1, *x.shape[2:])
 
-    obs = learner.observations.standardise(steps.obs)
+    obs = learner.observations.standardise(steps.obs) + blur
     batch = jax.tree.map(to_blocks, (obs, steps.action, steps.log_prob, steps.value, advantage, target))
     optimiser = make_optimiser(config)
 
@@ -160,17 +168,19 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
     return Train(learner, envs, discounted, key), metrics
 
 
-def value_truncated(learner: Learner, config: Config, stepped: EpisodeState) -> Float[Array, "envs"]:
+def value_truncated(
+    learner: Learner, config: Config, stepped: EpisodeState, blur: Float[Array, "envs obs"]
+) -> Float[Array, "envs"]:
     """Value of the final observation where an episode was truncated, 0 elsewhere.
 
     A handful of episodes are truncated in a step: only their rows go through the network, unless there are many.
     """
 
-    def value(obs: Array) -> Array:
-        return ActorCritic(config.hidden).apply(learner.params, learner.observations.standardise(obs))[1]
+    def value(obs: Array, blur: Array) -> Array:
+        return ActorCritic(config.hidden).apply(learner.params, learner.observations.standardise(obs) + blur)[1]
 
     def value_all() -> Array:
-        return jnp.where(stepped.truncated, value(stepped.final_obs), 0)
+        return jnp.where(stepped.truncated, value(stepped.final_obs, blur), 0)
 
     num_envs = stepped.truncated.shape[0]
     if num_envs <= BOOTSTRAP_ROWS:
@@ -178,7 +188,7 @@ def value_truncated(learner: Learner, config: Config, stepped: EpisodeState) -> 
 
     def value_few() -> Array:
         (rows,) = jnp.nonzero(stepped.truncated, size=BOOTSTRAP_ROWS, fill_value=num_envs)
-        few = value(stepped.final_obs.at[rows].get(mode="clip"))
+        few = value(*(x.at[rows].get(mode="clip") for x in (stepped.final_obs, blur)))
         return jnp.zeros(num_envs).at[rows].set(few, mode="drop")
 
     return jax.lax.cond(jnp.sum(stepped.truncated) > BOOTSTRAP_ROWS, value_all, value_few)

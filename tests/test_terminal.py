@@ -1,0 +1,163 @@
+"""The terminal contract: what an episode's end returns, with AutoReset and without."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from markets import FREE, HOLD, crash_market, expect, hand_market, order
+
+from perpjax.env import PerpEnv
+from perpjax.params import EnvConfig, EnvParams
+from perpjax.state import State
+from perpjax.wrappers import AutoReset, EpisodeState
+
+CONFIG = EnvConfig(max_lots=3, episode_length=2)
+_step = jax.jit(lambda env, state, action: env.step(state, action))
+_reset = jax.jit(lambda env, key, start: env.reset(key, start))
+
+
+def run(env: AutoReset, *actions: np.ndarray, start: int = 1) -> list[EpisodeState]:
+    states = [_reset(env, jax.random.key(3), start)]
+    for action in actions:
+        states.append(_step(env, states[-1], jnp.asarray(action)))
+    return states
+
+
+def test_three_episode_ends_in_a_row():
+    # Episodes of 2 bars: steps 2, 4 and 6 end one. A long is opened in the first bar of each.
+    env = AutoReset(PerpEnv(hand_market(atr=100), FREE, CONFIG))
+    long = order(1)
+    states = run(env, long, HOLD, long, HOLD, long, HOLD, long)
+    assert [bool(s.truncated) for s in states] == [False, False, True, False, True, False, True, False]
+    assert not any(bool(s.terminated) for s in states)
+    for i in (2, 4, 6):
+        fresh = states[i]
+        # The state is the fresh episode's: flat, a new start; the flags are the finished step's.
+        expect(fresh, wallet=10_000, equity=10_000, open_lots=0, opened=0)
+        assert 1 <= int(fresh.t) <= 6 and int(fresh.end) == int(fresh.t) + 2
+        # final_obs shows the lot that was held; the fresh observation is flat at the new start.
+        chex.assert_trees_all_close(np.asarray(fresh.final_obs[1:3]), np.float32([1 / 3, 1]))
+        assert not np.asarray(fresh.obs[1:3]).any()
+        assert float(fresh.obs[0]) == float(fresh.t)
+        assert float(fresh.final_obs[0]) == float(states[i - 1].t) + 1
+        assert int(fresh.episode.length) == 2 and int(fresh.episode.ledger.opened) == 1
+    for i in (1, 3, 5, 7):
+        # Not absorbed: the next step moved the fresh episode on by one bar, with its own statistics.
+        assert int(states[i].t) == int(states[i - 1].t) + 1 and int(states[i].episode.length) == 1
+        expect(states[i], open_lots=1, opened=1)
+        chex.assert_trees_all_equal(states[i].obs, states[i].final_obs)
+    # Each reset drew anew.
+    assert len({np.asarray(jax.random.key_data(states[i].key)).tobytes() for i in (0, 2, 4, 6)}) == 4
+
+
+def test_a_ruined_episode_ends_terminated_with_its_own_reward():
+    # Liquidated in bar 2: log(0.9), equity 9000 <= 0.95 * 10 000. The bar is also the last of the episode:
+    # terminated, not truncated.
+    params = FREE.replace(ruin_fraction=0.95)
+    market = hand_market(mark={(2, 1): (900, 900, 900, 900)}, atr=100)
+    env = AutoReset(PerpEnv(market, params, CONFIG))
+    ended, moved = run(env, order(1, stop=3.0), HOLD, HOLD)[-2:]
+    expect(ended, reward=np.log(0.9), terminated=True, truncated=False, wallet=10_000, liquidated=0)
+    episode = ended.episode
+    assert int(episode.ledger.liquidated) == 1 and int(episode.length) == 2
+    np.testing.assert_allclose([episode.return_, episode.equity, episode.peak, episode.max_drawdown],
+                               [np.log(0.9), 9000, 10_000, 0.1], rtol=1e-5)  # fmt: skip
+    expect(moved, reward=0, terminated=False, truncated=False)
+    assert float(moved.episode.return_) == 0 and int(moved.episode.length) == 1
+
+
+def test_episode_statistics():
+    # Marks close at +20 and -30 ticks of 10 quote: equity 10 200 and 9700. Return log(0.97), fall 500 / 10 200.
+    mark = {(1, 2): (1000, 1020, 1000, 1020), (2, 2): (1000, 1000, 970, 970)}
+    env = AutoReset(PerpEnv(hand_market(mark=mark, atr=100), FREE, CONFIG))
+    states = run(env, order(1, stop=3.0), HOLD)
+    np.testing.assert_allclose([float(s.episode.max_drawdown) for s in states], [0, 0, 500 / 10_200], rtol=1e-5)
+    np.testing.assert_allclose([float(s.episode.return_) for s in states], np.log([1, 1.02, 0.97]), rtol=1e-5)
+    last = states[-1].episode
+    np.testing.assert_allclose([last.equity, last.peak], [9_700, 10_200], rtol=1e-5)
+    assert int(last.length) == 2 and bool(states[-1].truncated)
+
+
+@pytest.mark.parametrize("episodes_before", [0, 1])
+def test_a_fall_in_the_first_bar_is_a_drawdown(episodes_before):
+    # The mark closes every bar 50 ticks down: a long opened in the first bar of an episode loses 500 of 10 000 at
+    # once. The peak is the equity the episode began with, in the first episode and in those an auto-reset began.
+    mark = {(t, 2): (1000, 1000, 950, 950) for t in range(8)}
+    env = AutoReset(PerpEnv(hand_market(mark=mark, atr=100), FREE, CONFIG))
+    state = run(env, *[HOLD] * (2 * episodes_before), order(1, stop=3.0))[-1]
+    expect(state, equity=9_500)
+    np.testing.assert_allclose([state.episode.peak, state.episode.max_drawdown], [10_000, 0.05], rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherFees:
+    """A wrapper that draws the initial equity at each reset, as a randomised environment would."""
+
+    env: PerpEnv
+
+    def step(self, state: State, action: jax.Array) -> State:
+        return self.env.step(state, action)
+
+    def reset(self, key: jax.Array, start=None) -> State:
+        equity = jax.random.randint(key, (), 1, 100).astype(jnp.float32) * 1000
+        params = self.env.params.replace(initial_equity=equity)
+        return dataclasses.replace(self.env, params=params).reset(key, start)
+
+
+jax.tree_util.register_dataclass(OtherFees, ["env"], [])
+
+
+def test_reset_goes_through_the_wrapped_environment():
+    env = AutoReset(OtherFees(PerpEnv(hand_market(), FREE, CONFIG)))
+    states = run(env, *[HOLD] * 8)
+    assert len({float(s.equity) for s in states[2::2]}) >= 3  # each episode's own
+    for before, after in zip(states[2:-1:2], states[3::2], strict=True):
+        assert float(before.account.wallet) == float(after.account.wallet)
+
+
+def test_auto_reset_in_a_batch():
+    market = crash_market(bars=700 + 60)
+    params = EnvParams(max_exposure=1.0, max_leverage=50.0, ruin_fraction=0.9)
+    env = AutoReset(PerpEnv(market, params, EnvConfig(episode_length=12, max_lots=3)))
+
+    @jax.jit
+    def rollout(env: AutoReset, keys: jax.Array) -> tuple[EpisodeState, EpisodeState]:
+        def advance(states, key):
+            actions = jax.random.randint(key, (16, 5), 0, jnp.array([3, 4, 5, 4, 5]))
+            states = jax.vmap(AutoReset.step, (None, 0, 0))(env, states, actions)
+            return states, states
+
+        first = jax.vmap(env.reset)(keys)
+        return first, jax.lax.scan(advance, first, jax.random.split(jax.random.key(5), 40))[1]
+
+    first, states = jax.device_get(rollout(env, jax.random.split(jax.random.key(0), 16)))
+    chex.assert_tree_all_finite((states.obs, states.final_obs, states.reward, vars(states.episode)["max_drawdown"]))
+    done = states.terminated | states.truncated
+    assert states.terminated.sum() > 3 and states.truncated.sum() > 3 and not (states.terminated & states.truncated).any()
+    # Lengths count from one after each end, and an episode never exceeds its 12 bars.
+    length = np.zeros(16, int)
+    before = first.t
+    for i in range(40):
+        length += 1
+        chex.assert_trees_all_equal(states.episode.length[i], length.astype(np.int32))
+        moved = ~done[i]
+        assert (states.t[i][moved] == before[moved] + 1).all()
+        # A done row is fresh: a new start within 673 .. N - 12, flat, without a past.
+        fresh = done[i]
+        assert ((states.t[i][fresh] >= 673) & (states.t[i][fresh] <= 760 - 12)).all()
+        assert (states.account.wallet[i][fresh] == 10_000).all() and (states.account.ledger.opened[i][fresh] == 0).all()
+        assert (states.episode.equity[i][states.terminated[i]] <= 9_000).all()
+        assert (length[states.truncated[i]] == 12).all()
+        length[fresh] = 0
+        before = states.t[i]
+
+
+def test_the_wrapped_state_has_every_field():
+    names = set(EpisodeState.__dataclass_fields__)
+    assert names == set(State.__dataclass_fields__) | {"final_obs", "episode"}
+    state = _reset(AutoReset(PerpEnv(hand_market(), FREE, CONFIG)), jax.random.key(0), 1)
+    assert isinstance(state, State) and isinstance(state, EpisodeState)
+    chex.assert_trees_all_equal(state.final_obs, state.obs)
