@@ -61,7 +61,9 @@ def measure(env: AutoReset, num_envs: int, steps: int, repeats: int) -> tuple[fl
 
 def main(args: Args) -> None:
     env = AutoReset(PerpEnv(load_market(args.dataset), config=args.env))
-    table = Table(title=f"{args.dataset}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores")
+    table = Table(
+        title=f"{args.dataset}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    )
     for head in ("environments", "compile s", "million steps/s (median)", "fastest"):
         table.add_column(head, justify="right")
     for num_envs in args.num_envs:

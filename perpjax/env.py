@@ -12,7 +12,7 @@ from perpjax._pytree import pytree
 from perpjax.intrabar import Exit, no_hit, resolve
 from perpjax.lots import keep_all, open_lot, settle
 from perpjax.margin import keep_bar, liquidates, open_bar
-from perpjax.market import Market, pick_start, find_segment
+from perpjax.market import Market, find_segment, pick_start
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
 from perpjax.orders import CLOSE, Verdict, decode
 from perpjax.params import EnvConfig, EnvParams

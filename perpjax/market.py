@@ -139,9 +139,7 @@ def _start_counts(segments: Segments, episode_length: int) -> Int[Array, "S"]:
     return segments.last + 1 - episode_length - segments.first + 1
 
 
-def pick_start(
-    market: Market, bits: UInt32[Array, ""], episode_length: int
-) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def pick_start(market: Market, bits: UInt32[Array, ""], episode_length: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """A first bar and its segment, uniform over all segments' starts if `bits` are 32 uniform bits."""
     counts = jnp.maximum(_start_counts(market.segments, episode_length), 0)
     ends = jnp.cumsum(counts)

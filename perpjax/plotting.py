@@ -1,5 +1,6 @@
 """Pictures of an episode, for notebooks. Needs matplotlib: `pip install 'perpjax[viz]'`."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ def plot_bars(ax: "Axes", env: PerpEnv, states: Sequence[State]) -> None:
             ax.plot([x, x], [bar.open[c] * tick, bar.close[c] * tick], color=color, lw=5, solid_capstyle="butt")
         ax.axvline(i, color="#eeeeee", zorder=0)
     height = (max(b.high.max() for b in bars) - min(b.low.min() for b in bars)) * tick
-    for i, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
+    for i, (before, after) in enumerate(itertools.pairwise(states)):
         _draw_lots(ax, _host(before.account.lots), _host(after.account.lots), i, tick)
         y = float(bars[i].low.min()) * tick
         for name, marker, color in _ENDS:

@@ -15,10 +15,7 @@ ROWS_PER_MINIBATCH = 8192
 # EnvParams holds device arrays; the command line wants plain numbers with the same names and defaults.
 ParamArgs = dataclasses.make_dataclass(
     "ParamArgs",
-    [
-        (f.name, type(f.default), dataclasses.field(default=f.default))
-        for f in dataclasses.fields(EnvParams)
-    ],
+    [(f.name, type(f.default), dataclasses.field(default=f.default)) for f in dataclasses.fields(EnvParams)],
     frozen=True,
     namespace={"__doc__": "Numbers of the simulation: fees and rates are fractions, max_hold is bars."},
 )
@@ -34,7 +31,8 @@ class Config:
     """
 
     dataset: str = "synthetic:signal"
-    """A folder written by `python -m perpjax.data.build`, or synthetic:signal, synthetic:martingale, synthetic:crash."""
+    """A folder written by `python -m perpjax.data.build`, or synthetic:signal, synthetic:martingale or synthetic:crash,
+    with parameters as in synthetic:signal?seed=3&bars=70080."""
     num_envs: int = 4096
     """Environments stepped together."""
     total_steps: int = 15_000_000

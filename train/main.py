@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-
 from jaxtyping import Array
 
 from perpjax import AutoReset, EnvParams, PerpEnv, State, load_market
@@ -69,7 +68,9 @@ def train(config: Config) -> Learner:
         save_learner(run_dir, state.learner)
         results = compare(validation_env, state.learner, config)
     windows = len(results["hold"].returns)
-    print_results(results, f"Validation split of {config.dataset}: mean of {windows} x {config.env.episode_length} bars")
+    print_results(
+        results, f"Validation split of {config.dataset}: mean of {windows} x {config.env.episode_length} bars"
+    )
     print(f"{'stopped early, ' if interrupt.wanted else ''}saved to {run_dir}")
     return state.learner
 

@@ -1,7 +1,7 @@
 """Proximal policy optimisation, in one file: collect, estimate advantages, update, all on the device.
 
-    python -m train.ppo --num-envs 4096
-    python -m train.ppo --dataset path/to/dataset --total-steps 30_000_000 --seed 1
+python -m train.ppo --num-envs 4096
+python -m train.ppo --dataset path/to/dataset --total-steps 30_000_000 --seed 1
 """
 
 import functools
@@ -156,15 +156,17 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
     carry = (learner.params, learner.optimiser)
     (params, opt_state), losses = jax.lax.scan(learn, carry, orders.reshape(-1))
 
-    learner = Learner(
-        params, opt_state, learner.observations.update(steps.obs), scale, learner.update + 1
-    )
+    learner = Learner(params, opt_state, learner.observations.update(steps.obs), scale, learner.update + 1)
     explained = 1 - jnp.var(target - steps.value) / (jnp.var(target) + 1e-12)
-    metrics = jax.tree.map(jnp.mean, losses) | jax.tree.map(jnp.sum, counts) | {
-        "reward": jnp.mean(steps.reward),
-        "explained_variance": explained,
-        "equity": jnp.mean(envs.equity),
-    }
+    metrics = (
+        jax.tree.map(jnp.mean, losses)
+        | jax.tree.map(jnp.sum, counts)
+        | {
+            "reward": jnp.mean(steps.reward),
+            "explained_variance": explained,
+            "equity": jnp.mean(envs.equity),
+        }
+    )
     return Train(learner, envs, discounted, key), metrics
 
 

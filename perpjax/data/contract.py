@@ -89,9 +89,7 @@ _VALUE_CHECKS: tuple[_Check, ...] = (
 )
 
 
-def validate(
-    table: pa.Table, schema: pa.Schema, source: str = "candles", interval_ms: int | None = None
-) -> pa.Table:
+def validate(table: pa.Table, schema: pa.Schema, source: str = "candles", interval_ms: int | None = None) -> pa.Table:
     """Check a table against `CANDLES`, `MARK` or `FUNDING` and return exactly the schema's columns.
 
     Checked in this order: the columns (all there, once, of the exact type; columns beyond the schema are
@@ -125,9 +123,7 @@ def validate(
     _apply(_stamp_checks(stamp), columns, source)
     if schema == FUNDING:
         if interval_ms is not None:
-            raise DataError(
-                f"{source}: interval_ms = {interval_ms} given, but funding has no grid; leave it out"
-            )
+            raise DataError(f"{source}: interval_ms = {interval_ms} given, but funding has no grid; leave it out")
     else:
         length = _candle_length(columns[stamp], schema, source, interval_ms)
         _apply((_grid_check(stamp, length),), columns, source)
@@ -199,9 +195,7 @@ def read_table(path: str | Path) -> pa.Table:
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            f"{path}: files of type {path.suffix!r} cannot be read; convert to {', '.join(_READERS)}"
-        )
+        raise DataError(f"{path}: files of type {path.suffix!r} cannot be read; convert to {', '.join(_READERS)}")
     try:
         return reader(path)
     except (OSError, pa.ArrowException) as error:

@@ -129,7 +129,8 @@ def load_market(source: str | os.PathLike[str], split: str | None = None) -> Mar
 
     Args:
       source: a folder written by `python -m perpjax.data.build`, or "synthetic:signal" (martingale, crash): one
-        year at the generator's defaults, split 70/15/15, built once per process.
+        year, split 70/15/15, built once per process. Other than the defaults by
+        "synthetic:signal?seed=3&bars=70080&drift=0.0006", with the parameters of `synthetic_tables`.
       split: "train", "val", "test", or None for all bars. A split's decision bars start at 673; it holds
         nothing from after its end.
 
@@ -147,9 +148,22 @@ def load_market(source: str | os.PathLike[str], split: str | None = None) -> Mar
     return cut_split(dataset.market, dataset.splits[SPLIT_NAMES.index(split)])
 
 
+def _parse_query(query: str) -> dict[str, int | float]:
+    """Numbers by name, of "seed=3&bars=70080"."""
+    numbers: dict[str, int | float] = {}
+    for part in filter(None, query.split("&")):
+        name, _, text = part.partition("=")
+        try:
+            numbers[name] = int(text) if text.lstrip("+-").isdigit() else float(text)
+        except ValueError:
+            raise ValueError(f"synthetic market: {part!r} is not name=number, as in ?seed=3&bars=70080") from None
+    return numbers
+
+
 @functools.lru_cache(maxsize=4)
 def _load_synthetic(name: str) -> Dataset:
-    tables = synthetic.synthetic_tables(name)
+    name, _, query = name.partition("?")
+    tables = synthetic.synthetic_tables(name, **_parse_query(query))
     market = build(tables.candles, tables.mark, tables.funding, tables.instrument).market
     splits = split_by_fraction(market)
     return Dataset(attach_scaler(market, fit_on_train(market, splits)), splits)

@@ -140,9 +140,7 @@ def freeze(path: np.ndarray, frozen: np.ndarray, missing: np.ndarray) -> Float[n
     return np.where(frozen[:, None], path[last, 3][:, None], path)
 
 
-def draw_wild_funding(
-    rng: np.random.Generator, p: CrashParameters, times: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_wild_funding(rng: np.random.Generator, p: CrashParameters, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Stamps and rates of settlements every 8, 4 or 1 hours, the interval changing every few days; days at the cap."""
     hours = np.arange(times[0], times[-1] + CANDLE_MS, HOUR_MS)
     day = (hours - hours[0]) // (24 * HOUR_MS)

@@ -86,9 +86,7 @@ def draw_volume(rng: np.random.Generator, p: MartingaleParameters, sigma: np.nda
     return np.maximum(np.round(usual * np.exp(0.5 * rng.standard_normal(len(sigma))), 3), 0.001)
 
 
-def walk(
-    rng: np.random.Generator, sigma: np.ndarray, drift: np.ndarray, jumps: np.ndarray
-) -> Float[np.ndarray, "n 4"]:
+def walk(rng: np.random.Generator, sigma: np.ndarray, drift: np.ndarray, jumps: np.ndarray) -> Float[np.ndarray, "n 4"]:
     """Log open, high, low, close of each candle of one path that starts at log price 0.
 
     The mean of the price (not of its log) grows by `drift` in each candle. Extremes are those of a continuous

@@ -149,10 +149,7 @@ def _clock_columns(times: np.ndarray) -> dict[str, np.ndarray]:
         "hour_cos": np.cos(hour_angle),
         "dow_sin": np.sin(week_angle),
         "dow_cos": np.cos(week_angle),
-        **{
-            name: ((hour >= first) & (hour < end)).astype(np.float64)
-            for name, (first, end) in _SESSIONS.items()
-        },
+        **{name: ((hour >= first) & (hour < end)).astype(np.float64) for name, (first, end) in _SESSIONS.items()},
     }
 
 
