@@ -58,7 +58,7 @@ def assemble(
     first: int,
     instrument: Instrument,
 ) -> Market:
-    """A `Market` of one symbol: last and mark [N, K, 4] ticks, valid [N, K], funding [N, 2], atr and features [N + 1]."""
+    """A `Market` of one symbol: last, mark [N, K, 4] ticks, valid [N, K], funding [N, 2], atr, features [N + 1]."""
     bars, k, _ = last.shape
     width = features.shape[1]
     return Market(
@@ -180,7 +180,9 @@ def twin_market(market: Market) -> TwinMarket:
     )
 
 
-def order(direction: int, size: float = 1.0, leverage: float = 10.0, stop: float = 2.0, target: float = 6.0) -> np.ndarray:
+def order(
+    direction: int, size: float = 1.0, leverage: float = 10.0, stop: float = 2.0, target: float = 6.0
+) -> np.ndarray:
     """The `multi_discrete` action that means this order (of a maximum leverage of 10)."""
     tables = (DIRECTIONS, SIZES, LEVERAGES, STOPS, TARGETS)
     wanted = (direction, size, leverage, stop, target)

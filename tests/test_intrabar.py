@@ -207,7 +207,10 @@ def test_stop_fill_with_slippage_and_depth(side):
     # + 8) = 25, depth 15: fill 1080, loss 1024 * 104 * 0.01 = 1064.96, but no more than M = 1024 * 9.76 / 10 = 999.424.
     # From inside (1010, high 1099): x = 1024, slip 24, depth ceil(75 / 4) = 19: fill 1067, 1024 * 91 * 0.01 = 931.84.
     params = EnvParams(taker_fee=0.0, slippage_base=1 / 64, slippage_atr=0.5, stop_depth=0.25)
-    candles = {1: ((960, 970, 900, 950), (990, 990, 901, 950)), -1: ((1040, 1100, 1030, 1050), (1010, 1099, 1010, 1050))}
+    candles = {
+        1: ((960, 970, 900, 950), (990, 990, 901, 950)),
+        -1: ((1040, 1100, 1030, 1050), (1010, 1099, 1010, 1050)),
+    }
     losses = {1: (995.52, 888.16), -1: (999.424, 931.84)}
     for ohlc, loss in zip(candles[side], losses[side], strict=True):
         market = hand_market(last={(2, 1): ohlc}, atr=16)
@@ -295,7 +298,9 @@ def test_counting_equals_a_loop_over_candles(rule):
         row = Bar(**b, funding_rate=zero[0], funding_price=zero[0], mark_before=zero[0])
         return resolve(row, lots, side, rule)
 
-    floats = jax.tree.map(lambda x: jnp.asarray(x, bool if x.dtype == bool else jnp.float32), (bar, lots, side, held * 1.0))
+    floats = jax.tree.map(
+        lambda x: jnp.asarray(x, bool if x.dtype == bool else jnp.float32), (bar, lots, side, held * 1.0)
+    )
     hit = jax.jit(jax.vmap(on_device))(*floats, jnp.asarray(zeros, jnp.float32))
     seen = np.zeros(4, int)
     for i in range(n):

@@ -13,8 +13,8 @@ from perpjax.params import EnvConfig, EnvParams
 from perpjax.state import State, add
 from perpjax.wrappers import AutoReset
 
-WILD = EnvParams(max_exposure=0.5, max_leverage=20.0, ruin_fraction=0.05, max_hold=4)
-CONFIG = EnvConfig(max_lots=5, episode_length=200)
+WILD = EnvParams(max_exposure=0.5, max_leverage=20.0, ruin_fraction=0.05, max_hold=5)
+CONFIG = EnvConfig(max_lots=2, episode_length=100)
 STEPS, ENVS = 125, 8
 
 

@@ -49,7 +49,9 @@ def test_published_liquidation_prices(shared_data):
                 margin = side * (entry - v["bankruptcy_price"]) * quantity
             else:
                 margin = v["wallet_balance"] + v["extra_margin"] - v.get("tmm_other", 0) + v.get("upnl_other", 0)
-            arguments = [jnp.float64(x) for x in (side, entry, quantity, margin, v["mmr"], v["maintenance_amount"], fee)]
+            arguments = [
+                jnp.float64(x) for x in (side, entry, quantity, margin, v["mmr"], v["maintenance_amount"], fee)
+            ]
             price = float(liquidation_price(*arguments))
             explained = EXPLAINED.get(v["id"])
             if explained == BUFFERED:
@@ -71,7 +73,9 @@ def test_liquidation_price_broadcasts_in_its_own_dtype():
     # cum 5 and a fee of 1 % inside: (100 - 15) / 0.98.
     np.testing.assert_allclose(liquidation_price(1.0, 100.0, 1.0, 10.0, 0.01, 5.0, 0.01), 85 / 0.98, rtol=1e-6)
     # Adding margin A moves it by -d A / (q (1 - d m)).
-    moved = liquidation_price(sides, 100.0, 2.0, 30.0, 0.01, 0.0) - liquidation_price(sides, 100.0, 2.0, 20.0, 0.01, 0.0)
+    moved = liquidation_price(sides, 100.0, 2.0, 30.0, 0.01, 0.0) - liquidation_price(
+        sides, 100.0, 2.0, 20.0, 0.01, 0.0
+    )
     np.testing.assert_allclose(moved, [[-10 / 2 / 0.99], [10 / 2 / 1.01]], rtol=1e-4)
 
 
@@ -79,7 +83,9 @@ _ticks = jax.jit(liquidation_ticks)
 TABLES = {
     "hand": HAND,
     "btc": Instrument(),
-    "fee": Instrument("FEE", 0.01, 1.0, brackets=BRACKETS["ETHUSDT"], maintenance_fee_rate=0.0006, max_quantity=2**24 - 1),
+    "fee": Instrument(
+        "FEE", 0.01, 1.0, brackets=BRACKETS["ETHUSDT"], maintenance_fee_rate=0.0006, max_quantity=2**24 - 1
+    ),
 }
 DEVICE = {name: x.on_device() for name, x in TABLES.items()}
 
@@ -110,6 +116,16 @@ def test_golden_levels():
     # No margin at all: past the entry, (0 - 10) / 0.99 = -10.1 -> 1010 for a long; -9.9 -> 991 for a short.
     assert ticks(1, 1000, 1000, 0) == 1010
     assert ticks(-1, 1000, 1000, 0) == 991
+
+
+@pytest.mark.parametrize("side", [1, -1], ids=["long", "short"])
+def test_whole_distances_stay_whole_in_float32(side):
+    # M chosen so that the distance is exactly D ticks: float32 puts M, and so the distance, a hair to either side.
+    distances, entries = np.meshgrid(np.arange(1.0, 400.0), [1000.0, 12_345.0, 777_777.0])
+    quantity = 7.0  # notional within the first bracket
+    margin = quantity * HAND.tick_value * (distances * (1 - side * 0.01) + 0.01 * entries)
+    levels = _ticks(*(jnp.asarray(x, jnp.float32) for x in (side, entries, quantity, margin)), DEVICE["hand"])
+    np.testing.assert_array_equal(levels, entries - side * distances)
 
 
 def test_the_fee_inside_maintenance():

@@ -23,8 +23,16 @@ LONG_10X = Order(LONG, 1.0, 10.0, 2.0, 4.0)
 _review = jax.jit(review)
 
 
-def judge(order: Order = LONG_10X, account: Exposure = ACCOUNT, tradable: bool = True, price: float = 1000.0,
-          atr: float = 10.0, instrument: Instrument = DEVICE, params: EnvParams = FREE, **changes: float) -> Review:  # fmt: skip
+def judge(
+    order: Order = LONG_10X,
+    account: Exposure = ACCOUNT,
+    tradable: bool = True,
+    price: float = 1000.0,
+    atr: float = 10.0,
+    instrument: Instrument = DEVICE,
+    params: EnvParams = FREE,
+    **changes: float,
+) -> Review:
     """`review` with some fields of the order or of the account changed."""
     order = order._replace(**{k: v for k, v in changes.items() if k in Order._fields})
     account = account._replace(**{k: v for k, v in changes.items() if k in Exposure._fields})
@@ -41,9 +49,7 @@ def test_an_order_that_passes():
             verdict=Verdict.ACCEPTED, opens=True, closes=False, side=side, entry=1000.0, quantity=1000.0, leverage=10.0,
             margin=1000.0, notional=10_000.0, stop=1000 - 20 * side, target=1000 + 40 * side,
         )  # fmt: skip
-        chex.assert_trees_all_close(
-            jax.tree.map(float, got._asdict()), jax.tree.map(float, expected), rtol=1e-6
-        )
+        chex.assert_trees_all_close(jax.tree.map(float, got._asdict()), jax.tree.map(float, expected), rtol=1e-6)
 
 
 # Every reason to refuse, in the order of SPEC: what makes it hold, and whether a CLOSE meets it.
@@ -203,7 +209,11 @@ def test_distances_are_beyond_the_slippage():
     params = FREE.replace(slippage_base=1 / 64, slippage_atr=0.5)
     for direction, side in ((LONG, 1), (SHORT, -1)):
         got = judge(direction=direction, stop_multiple=0.5, target_multiple=0.5, params=params)
-        assert (float(got.entry), float(got.stop), float(got.target)) == (1000 + 21 * side, 1000 - side, 1000 + 43 * side)
+        assert (float(got.entry), float(got.stop), float(got.target)) == (
+            1000 + 21 * side,
+            1000 - side,
+            1000 + 43 * side,
+        )
 
 
 def test_below_minimum():
@@ -316,8 +326,9 @@ BTC = np.array(BRACKETS["BTCUSDT"])
 
 
 @pytest.mark.parametrize("row, column, value, why", [
-    (0, 0, 1.0, "floor"), (3, 0, 2e6, "floor"), (4, 1, 12e6, "floor|cap"), (5, 2, 30, "leverage"), (11, 2, 0.5, "leverage"),
-    (3, 3, 0.0065, "rate"), (11, 3, 1.0, "rate"), (0, 4, 1.0, "amount"), (6, 4, 2_982_100, "amount"), (2, 4, np.nan, "finite"),
+    (0, 0, 1.0, "floor"), (3, 0, 2e6, "floor"), (4, 1, 12e6, "floor|cap"), (5, 2, 30, "leverage"),
+    (11, 2, 0.5, "leverage"), (3, 3, 0.0065, "rate"), (11, 3, 1.0, "rate"), (0, 4, 1.0, "amount"),
+    (6, 4, 2_982_100, "amount"), (2, 4, np.nan, "finite"),
 ])  # fmt: skip
 def test_bracket_tables_that_are_refused(row, column, value, why):
     table = BTC.copy()

@@ -1,9 +1,10 @@
-"""SPEC section 3, a golden case for every numbered rule (2 and 7: test_intrabar.py; 4: test_risk.py; 6: test_margin.py).
+"""SPEC section 3, golden cases for every numbered rule (2, 7: test_intrabar.py; 4: test_risk.py; 6: test_margin.py).
 
 The hand-worked market and its numbers are described in markets.py. Slippage, where it is not 0, is
 slip(p) = ceil(p / 64 + A / 2): 21 ticks at 1000 with A = 10.
 """
 
+import itertools
 import math
 
 import chex
@@ -108,7 +109,7 @@ def test_close_ends_every_lot():
 def test_open_with_slippage_and_fee(side):
     # As above: q = 979 (long), 1021 (short), notional 9995.59, M = 999.559, fee 9.761318.
     # Stop distance max(21 + 1, round(2 * 10)) = 22; target distance max(22, 60) = 60.
-    # L: M / (q * 0.01) = E / 10. Long (102.1 - 10.21) / 0.99 = 92.82 -> 928. Short (97.9 - 9.79) / 1.01 = 87.24 -> 1067.
+    # L: M / (q * 0.01) = E / 10. Long (102.1 - 10.21) / 0.99 = 92.82 -> 928; short (97.9 - 9.79) / 1.01 -> 1067.
     state = play(hand_market(), order(side), params=SLIPPING)[-1]
     entry = 1000 + 21 * side
     expect(state, lot_entry=entry, lot_quantity=1000 - 21 * side, lot_margin=999.559, lot_leverage=10, lot_side=side)
@@ -231,7 +232,7 @@ def test_equity_is_marked_to_the_mark_close(side):
 def test_reward_is_the_log_return_of_equity():
     market = hand_market(last={(2, 1): (1000, 1000, 940, 1000)}, atr=100)
     states = play(market, order(1, stop=0.5), HOLD, params=SLIPPING)
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         chex.assert_trees_all_close(after.reward, jnp.log(after.equity / before.equity), rtol=1e-4)
     # A hold on a flat account earns exactly nothing.
     assert float(play(market, HOLD)[-1].reward) == 0.0

@@ -136,7 +136,9 @@ def test_auto_reset_in_a_batch():
     first, states = jax.device_get(rollout(env, jax.random.split(jax.random.key(0), 16)))
     chex.assert_tree_all_finite((states.obs, states.final_obs, states.reward, vars(states.episode)["max_drawdown"]))
     done = states.terminated | states.truncated
-    assert states.terminated.sum() > 3 and states.truncated.sum() > 3 and not (states.terminated & states.truncated).any()
+    assert (
+        states.terminated.sum() > 3 and states.truncated.sum() > 3 and not (states.terminated & states.truncated).any()
+    )
     # Lengths count from one after each end, and an episode never exceeds its 12 bars.
     length = np.zeros(16, int)
     before = first.t

@@ -10,13 +10,12 @@ from markets import FREE, HOLD, crash_market, expect, hand_market, order, play, 
 from perpjax._batching import cond_any
 from perpjax._pytree import Host
 from perpjax.env import PerpEnv
-from perpjax.orders import MULTI_DISCRETE
+from perpjax.orders import CLOSE, MULTI_DISCRETE
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.state import State
 
 CONFIG = EnvConfig(max_lots=4, episode_length=50)
 PARAMS = EnvParams(max_exposure=0.5, max_leverage=20.0)
-COUNTS = jnp.array(MULTI_DISCRETE)
 
 
 def unkeyed(state: State) -> State:
@@ -32,8 +31,7 @@ batched = jax.jit(jax.vmap(PerpEnv.step, (None, 0, 0)))
 
 
 def random_actions(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    actions = np.random.default_rng(seed).integers(0, MULTI_DISCRETE, (*shape, 5)).astype(np.int32)
-    return np.where((actions[..., :1] == 3) & (actions[..., 1:2] > 0), 1, actions) if False else actions
+    return np.random.default_rng(seed).integers(0, MULTI_DISCRETE, (*shape, 5)).astype(np.int32)
 
 
 def test_jit_equals_no_jit():
@@ -45,7 +43,14 @@ def test_jit_equals_no_jit():
         invalid=[(2, 1)],
         atr=100,
     )
-    actions = [order(1, size=0.25, stop=0.5), order(1, size=0.5, stop=3.0), HOLD, order(-1), order(3), order(-1)]
+    actions = [
+        order(1, size=0.25, stop=0.5),
+        order(1, size=0.5, stop=3.0),
+        HOLD,
+        order(-1, leverage=2.0, stop=3.0),
+        order(CLOSE),
+        order(-1),
+    ]
     params = EnvParams(max_hold=3)
     jitted = play(market, *actions, params=params)
     with jax.disable_jit():
@@ -63,12 +68,11 @@ def test_jit_equals_no_jit():
 def test_vmap_equals_a_loop(env):
     n, bars = 6, 25
     starts, actions = np.arange(680, 680 + n), random_actions((bars, n))
-    one = jax.jit(PerpEnv.step)
     many = jax.vmap(lambda s: env.reset(jax.random.key(0), s))(jnp.asarray(starts))
     singles = [reset(env, s) for s in starts]
     for action in actions:
         many = batched(env, many, action)
-        singles = [one(env, s, a) for s, a in zip(singles, action, strict=True)]
+        singles = [step(env, s, a) for s, a in zip(singles, action, strict=True)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *[unkeyed(s) for s in singles])
     together = unkeyed(many)
     chex.assert_trees_all_close(together, stacked, rtol=2e-5, atol=1e-4)
@@ -82,8 +86,6 @@ def test_vmap_over_params_equals_separate_environments(env):
     fees, leverages = np.float32([0.0, 0.0006, 0.01]), np.float32([5, 20, 50])
     mixed = PerpEnv(env.market, PARAMS.replace(taker_fee=fees, max_leverage=leverages, max_hold=[2, 192, 5]), CONFIG)
     axes = jax.tree.map(lambda x: 0 if x.ndim else None, mixed.params)
-    over = mixed.replace(market=None, params=axes) if False else None
-    assert over is None
 
     @jax.jit
     def together(params: EnvParams, actions: jax.Array) -> State:
@@ -97,11 +99,15 @@ def test_vmap_over_params_equals_separate_environments(env):
     actions = random_actions((20,), seed=4)
     got = together(mixed.params, actions)
     for i in range(3):
-        alone = env.replace(params=PARAMS.replace(taker_fee=fees[i], max_leverage=leverages[i], max_hold=[2, 192, 5][i]))
+        alone = env.replace(
+            params=PARAMS.replace(taker_fee=fees[i], max_leverage=leverages[i], max_hold=[2, 192, 5][i])
+        )
         state = reset(alone, 690)
         for action in actions:
             state = step(alone, state, action)
-        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], unkeyed(got)), unkeyed(state), rtol=2e-5, atol=1e-4)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda x, i=i: x[i], unkeyed(got)), unkeyed(state), rtol=2e-5, atol=1e-4
+        )
     assert len({float(x) for x in got.account.ledger.fees}) == 3
 
 
@@ -109,7 +115,10 @@ def test_nested_vmap_equals_a_flat_one(env):
     states = jax.vmap(lambda s: env.reset(jax.random.key(0), s))(jnp.arange(680, 686))
     actions = jnp.asarray(random_actions((6,)))
     flat = batched(env, states, actions)
-    fold = lambda tree: jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), tree)
+
+    def fold(tree: chex.ArrayTree) -> chex.ArrayTree:
+        return jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), tree)
+
     nested = jax.jit(jax.vmap(jax.vmap(PerpEnv.step, (None, 0, 0)), (None, 0, 0)))(env, fold(states), fold(actions))
     chex.assert_trees_all_close(unkeyed(nested), unkeyed(fold(flat)), rtol=1e-6)
 
@@ -117,8 +126,8 @@ def test_nested_vmap_equals_a_flat_one(env):
 def test_one_trace_for_any_steps_and_another_market():
     chex.clear_trace_counter()
     counted = jax.jit(chex.assert_max_traces(PerpEnv.step, n=1))
-    first = crash_market(bars=720, seed=0)
-    second = crash_market(bars=720, seed=1)
+    first = crash_market(bars=760, seed=0)
+    second = crash_market(bars=760, seed=1)
     second = second.replace(
         origins=(second.origins[0]._replace(symbol="OTHER", start_ms=900_000),), feature_names=("x", "y")
     )
@@ -129,7 +138,11 @@ def test_one_trace_for_any_steps_and_another_market():
         for action in random_actions((10,)):
             state = counted(env, state, jnp.asarray(action))
     # Other numbers, given as Python floats, ints or numpy values, are no new trace; nor is an explicit start.
-    for params in (EnvParams(taker_fee=0, max_hold=5), EnvParams(max_leverage=np.float64(3)), PARAMS.replace(stop_depth=1)):
+    for params in (
+        EnvParams(taker_fee=0, max_hold=5),
+        EnvParams(max_leverage=np.float64(3)),
+        PARAMS.replace(stop_depth=1),
+    ):
         env = PerpEnv(first, params, CONFIG)
         counted(env, env.reset(jax.random.key(1)), jnp.asarray(HOLD))
 
@@ -139,12 +152,12 @@ def test_step_maps_avals_to_identical_avals(env):
     once = jax.eval_shape(PerpEnv.step, env, state, jnp.asarray(HOLD))
     twice = jax.eval_shape(PerpEnv.step, env, once, jnp.asarray(HOLD))
     for a, b, c in zip(*(jax.tree.leaves(x) for x in (state, once, twice)), strict=True):
-        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type) == (c.shape, c.dtype, c.weak_type)
-        assert not a.weak_type
+        assert (a.shape, a.dtype) == (b.shape, b.dtype) == (c.shape, c.dtype)
+        assert not any(getattr(x, "weak_type", False) for x in (a, b, c))
     assert jax.tree.structure(state) == jax.tree.structure(once)
     eager = env.reset(jax.random.key(0), 680)
     chex.assert_trees_all_equal_shapes_and_dtypes(unkeyed(eager), unkeyed(state))
-    assert not any(x.weak_type for x in jax.tree.leaves(eager))
+    assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves(eager))
     # The environment is a pytree all of whose leaves are arrays on the device.
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(env))
 
@@ -181,7 +194,11 @@ def test_cond_any_is_a_cond_per_element():
 
 
 def test_garbage_actions_never_make_a_nan():
-    env = PerpEnv(crash_market(bars=900), PARAMS.replace(ruin_fraction=0.0), EnvConfig(actions="box5", max_lots=4, episode_length=200))
+    env = PerpEnv(
+        crash_market(bars=900),
+        PARAMS.replace(ruin_fraction=0.0),
+        EnvConfig(actions="box5", max_lots=4, episode_length=200),
+    )
 
     @jax.jit
     def rollout(env: PerpEnv, key: jax.Array) -> State:
@@ -190,7 +207,9 @@ def test_garbage_actions_never_make_a_nan():
         def advance(states: State, key: jax.Array) -> tuple[State, State]:
             a, b, c, d = jax.random.split(key, 4)
             wild = jax.random.normal(a, (8, 5)) * 10.0 ** jax.random.randint(b, (8, 5), -3, 38)
-            poison = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 0.0, -0.0, 3.4e38, 1e-45])[jax.random.randint(c, (8, 5), 0, 7)]
+            poison = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 0.0, -0.0, 3.4e38, 1e-45])[
+                jax.random.randint(c, (8, 5), 0, 7)
+            ]
             actions = jnp.where(jax.random.uniform(d, (8, 5)) < 0.15, poison, wild)
             states = jax.vmap(env.step)(states, actions)
             return states, states

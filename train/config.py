@@ -58,6 +58,8 @@ class Config:
     entropy_coef: float = 0.003
     value_coef: float = 0.5
     max_grad_norm: float = 0.5
+    weight_decay: float = 0.0
+    """Of the kernels, decoupled from the gradient; against learning by heart."""
     obs_noise: float = 0.2
     """Standard deviation of the noise on the (standardised) market features in training; against learning by heart."""
     hidden: tuple[int, ...] = (64, 64)
@@ -79,7 +81,7 @@ class Config:
             need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         for name, low, high in (("gamma", 0, 1), ("gae_lambda", 0, 1), ("clip", 0, 1), ("learning_rate", 0, 1)):
             need(low <= getattr(self, name) <= high, f"{name} is {getattr(self, name)}; it must lie in [{low}, {high}]")
-        for name in ("entropy_coef", "value_coef", "max_grad_norm", "obs_noise"):
+        for name in ("entropy_coef", "value_coef", "max_grad_norm", "obs_noise", "weight_decay"):
             value = getattr(self, name)
             need(math.isfinite(value) and value >= 0, f"{name} is {value}; it must be a finite number of at least 0")
         need(all(w >= 1 for w in self.hidden), f"hidden is {self.hidden}; every width must be at least 1")

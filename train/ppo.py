@@ -60,11 +60,16 @@ class Train(NamedTuple):
 
 
 def make_optimiser(config: Config) -> optax.GradientTransformation:
-    """Adam with clipped gradients; the rate falls linearly to zero."""
+    """Adam with clipped gradients and decaying kernels; the rate falls linearly to zero."""
     steps = config.num_updates * config.epochs * config.minibatches
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adam(optax.linear_schedule(config.learning_rate, 0.0, steps), eps=1e-5),
+        optax.adamw(
+            optax.linear_schedule(config.learning_rate, 0.0, steps),
+            eps=1e-5,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        ),
     )
 
 
@@ -146,7 +151,7 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
         params, opt_state = carry
         rows = jax.tree.map(lambda x: x[block], batch)
         (_, losses), grads = jax.value_and_grad(ppo_loss, has_aux=True)(params, rows, config)
-        updates, opt_state = optimiser.update(grads, opt_state)
+        updates, opt_state = optimiser.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), losses | {"grad_norm": optax.global_norm(grads)}
 
     key, key_order = jax.random.split(key)
