@@ -19,7 +19,7 @@ import numpy as np
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
 from perpjax.market import Bar, Market, Origin, one_segment, pack_candles
-from perpjax.orders import DIRECTIONS, LEVERAGES, SIZES, STOPS, TARGETS
+from perpjax.orders import DIRECTIONS, LEVERAGES, SIZES, STOPS, TARGETS, Verdict
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import TwinMarket
 from perpjax.state import State
@@ -219,6 +219,4 @@ def expect(state: State, slot: int = 0, rtol: float = 1e-6, **expected: float) -
 
 def verdicts(state: State) -> dict[str, int]:
     """How many orders met each verdict, those that none met left out."""
-    from perpjax.orders import Verdict
-
     return {v.name: int(n) for v, n in zip(Verdict, state.account.ledger.refused, strict=True) if n}

@@ -178,6 +178,10 @@ def test_opening_check_comes_before_the_order(side):
     off -= 1
     market = hand_market(mark={(2, 0): mirrored((off, off, 0, 0), side)}, atr=100)
     expect(play(market, far, HOLD)[-1], liquidated=1)
+    # At L itself a CLOSE comes too late; one tick before, it is in time.
+    expect(play(market, far, order(2))[-1], liquidated=1, closed=0)
+    market = hand_market(mark={(2, 0): mirrored((off + 1, off + 1, 0, 0), side)}, atr=100)
+    expect(play(market, far, order(2))[-1], liquidated=0, closed=1)
 
 
 def test_slots_freed_by_the_opening_check_are_used_in_the_same_bar():

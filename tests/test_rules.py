@@ -60,6 +60,12 @@ def test_funding_is_paid_in_an_invalid_bar_and_before_a_close():
     expect(play(market, order(1), order(CLOSE))[-1], funding=10, closed=1, wallet=9_990)
 
 
+def test_funding_at_an_invalid_candle_liquidates_nothing():
+    # The settlement is paid, but the opening check waits for a valid candle, wherever the mark stands.
+    market = hand_market(funding={2: (0.001, 1000)}, invalid=[(2, 0)], mark={(2, 0): (800, 800, 800, 800)}, atr=100)
+    expect(play(market, order(1), HOLD)[-1], funding=10, liquidated=0, open_lots=1)
+
+
 def test_funding_takes_no_more_than_the_margin():
     # 1000 * 1000 * 0.01 * 0.5 = 5000 > M: 1000 is paid. Nothing is left: (0 - 10) / 0.99 -> L = 1010, reached at
     # once by the opening check, which then takes nothing more.
@@ -249,11 +255,14 @@ def test_both_equities_are_floored_inside_the_logarithm():
     # float32(0.01) is 2e-8 too small, and 7992 of it is a loss of 2e-4 less.
     expect(states[2], equity=8, reward=math.log(1e-3), terminated=False, rtol=1e-4)
     expect(states[3], equity=8000, reward=-math.log(1e-3), rtol=1e-5)
+    # The observation divides by the equity itself, 8000 / 8, down to 1e-6 of the initial one.
+    np.testing.assert_allclose(states[2].obs[3], 1000, rtol=1e-4)
     # A short at 1x, q = 800: at 2100 equity is 8000 - 8800 = -800 < 0 if the mark jumps in a bar that trades nothing.
     market = hand_market(mark={(2, 2): (1000, 2100, 1000, 2100)}, invalid=[(2, 2)], atr=400)
     state = play(market, order(-1, leverage=1.0, stop=3.0), HOLD, params=params)[-1]
     expect(state, equity=-800, reward=math.log(1e-3), terminated=True, rtol=1e-5)
     assert np.isfinite(state.obs).all()
+    np.testing.assert_allclose(state.obs[3], 8000 / 8e-3, rtol=1e-5)
 
 
 def test_ruin_terminates_at_the_limit_itself():

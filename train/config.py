@@ -58,9 +58,9 @@ class Config:
     entropy_coef: float = 0.003
     value_coef: float = 0.5
     max_grad_norm: float = 0.5
-    weight_decay: float = 0.0
+    weight_decay: float = 1.0
     """Of the kernels, decoupled from the gradient; against learning by heart."""
-    obs_noise: float = 0.2
+    obs_noise: float = 0.6
     """Standard deviation of the noise on the (standardised) market features in training; against learning by heart."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of each trunk."""
