@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from perpjax._batching import cond_any
@@ -39,13 +40,12 @@ class PerpEnv:
     config: EnvConfig = dataclasses.field(default_factory=EnvConfig)
 
     def __post_init__(self):
-        segments, length = self.market.segments, self.config.episode_length
-        if isinstance(segments.first, jax.core.Tracer) or self.market.num_starts(length):
+        length = self.config.episode_length
+        if isinstance(self.market.segments.first, jax.core.Tracer) or self.market.num_starts(length):
             return
-        spans = ", ".join(f"{a} .. {b}" for a, b in zip(segments.first.tolist(), segments.last.tolist(), strict=True))
         raise ValueError(
-            f"the market is too short for an episode of {length} bars: the bars that may be traded are {spans}; "
-            "use more data or a shorter episode_length"
+            f"the market is too short for an episode of {length} bars: the bars that may be traded are "
+            f"{self._tradable()}; use more data or a shorter episode_length"
         )
 
     @property
@@ -168,9 +168,9 @@ class PerpEnv:
             bits = jax.random.key_data(draw)[0]
             t, segment = pick_start(self.market, bits, self.config.episode_length)
         else:
+            if not isinstance(start, jax.core.Tracer):
+                self._check_start(start)
             t, segment = find_segment(self.market, jnp.asarray(start, jnp.int32))
-            if not isinstance(t, jax.core.Tracer) and int(t) != int(start):
-                raise ValueError(f"start = {int(start)} is not a bar that may be traded; the nearest is {int(t)}")
         row = self.market.segments.instrument[segment]
         account = open_account(self.params.initial_equity, self.config.max_lots)
         no, equity = jnp.zeros((), bool), account.wallet
@@ -187,6 +187,18 @@ class PerpEnv:
             end=jnp.minimum(t + self.config.episode_length, self.market.segments.last[segment] + 1),
             instrument=row,
         )
+
+    def _check_start(self, start: int) -> None:
+        first, last = self.market.segments.first, self.market.segments.last
+        if isinstance(first, jax.core.Tracer):
+            return
+        inside = (np.asarray(first) <= start) & (start <= np.asarray(last))
+        if not np.issubdtype(np.asarray(start).dtype, np.integer) or not inside.any():
+            raise ValueError(f"start = {start} is not a bar that may be traded; those are {self._tradable()}")
+
+    def _tradable(self) -> str:
+        spans = zip(self.market.segments.first.tolist(), self.market.segments.last.tolist(), strict=True)
+        return ", ".join(f"{first} .. {last}" for first, last in spans)
 
     def observe(self, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
         """What is known at the open of bar t: scaled features, then the account."""

@@ -77,9 +77,9 @@ class Instrument:
     max_steps: Float[Array, "..."] | float = dataclasses.field(init=False)
 
     def __post_init__(self):
-        for name, least in (("tick_size", 0), ("step_size", 0), ("max_quantity", 0), ("min_notional", -1)):
+        for name in ("tick_size", "step_size", "max_quantity", "min_notional"):
             value = float(getattr(self, name))
-            if not (math.isfinite(value) and value > least):
+            if not (math.isfinite(value) and (value > 0 or (value == 0 and name == "min_notional"))):
                 raise ValueError(f"instrument {self.symbol}: {name} must be a finite positive number, not {value}")
             object.__setattr__(self, name, value)
         fee = float(self.maintenance_fee_rate)

@@ -52,10 +52,9 @@ def decode(action: Array, params: EnvParams, config: EnvConfig) -> Order:
     """The order that an action means; NaN or infinite entries make it HOLD, others are clipped to their range."""
     if action.shape != (5,):
         raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
-    finite = jnp.all(jnp.isfinite(action))
-    action = jnp.where(finite, action, jnp.zeros_like(action))
-    order = _decode_box(action, params) if config.actions == "box5" else _decode_discrete(action, params)
-    return order._replace(direction=jnp.where(finite, order.direction, HOLD))
+    # All zeros are HOLD in both codecs.
+    action = jnp.where(jnp.all(jnp.isfinite(action)), action, jnp.zeros_like(action))
+    return _decode_box(action, params) if config.actions == "box5" else _decode_discrete(action, params)
 
 
 def _decode_box(action: Array, params: EnvParams) -> Order:

@@ -13,7 +13,7 @@ from perpjax.params import EnvParams
 MIN_STOP, MAX_STOP = 0.5, 3.0
 """Range of the stop multiple, ATRs."""
 MIN_TARGET, MAX_TARGET = 0.5, 6.0
-"""Range of the target multiple, ATRs; it is also at least the stop multiple."""
+"""Range of the target multiple, ATRs; the target is also at least as far as the stop."""
 
 
 class Exposure(NamedTuple):
@@ -94,7 +94,7 @@ def review(
     for floor, _, most, _, _ in instrument.brackets:
         leverage = jnp.where(wanted > floor, jnp.minimum(leverage, most), leverage)
     stop_multiple = jnp.clip(order.stop_multiple, MIN_STOP, MAX_STOP)
-    target_multiple = jnp.maximum(jnp.clip(order.target_multiple, MIN_TARGET, MAX_TARGET), stop_multiple)
+    target_multiple = jnp.clip(order.target_multiple, MIN_TARGET, MAX_TARGET)
 
     # Unrealised profit is never posted, and the entry fee is paid from free money.
     free = account.wallet - account.margin

@@ -59,7 +59,7 @@ class AutoReset:
         started = state.terminated | state.truncated
         no = jnp.zeros_like(started)
         stepped = self.env.step(_plain(state, terminated=no, truncated=no), action)
-        episode = _follow(state.episode, stepped, started)
+        episode = _follow(state.episode, state.equity, stepped, started)
         done = stepped.terminated | stepped.truncated
         fresh = cond_any(done, lambda env, s: env.reset(s.key), lambda env, s: s, self.env, stepped)
         return EpisodeState(
@@ -82,15 +82,14 @@ def _plain(state: State, **changes: Array) -> State:
     return State(**(fields | changes))
 
 
-def _follow(episode: Episode, state: State, started: Array) -> Episode:
-    """Account for one more step; `started` marks the first of an episode."""
-    peak = jnp.maximum(jnp.where(started, 0, episode.peak), state.equity)
-    drawdown = 1 - state.equity / peak
+def _follow(episode: Episode, equity_before: Float[Array, ""], state: State, started: Array) -> Episode:
+    """Account for one more step; `started` marks the first of an episode, which begins at `equity_before`."""
+    peak = jnp.maximum(jnp.where(started, equity_before, episode.peak), state.equity)
     return Episode(
         return_=jnp.where(started, 0, episode.return_) + state.reward,
         length=jnp.where(started, 0, episode.length) + 1,
         equity=state.equity,
         peak=peak,
-        max_drawdown=jnp.maximum(jnp.where(started, 0, episode.max_drawdown), drawdown),
+        max_drawdown=jnp.maximum(jnp.where(started, 0, episode.max_drawdown), 1 - state.equity / peak),
         ledger=state.account.ledger,
     )

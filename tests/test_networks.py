@@ -73,7 +73,7 @@ def test_entropy_is_that_of_the_effective_actions(scale):
 
 
 def test_entropy_of_extremes():
-    # Uniform: 802 effective actions are not equally likely; hold has 1/4. H = log 4 + 2/4 (log 4 + log 5 + log 4 + log 5)
+    # Uniform logits: hold has 1/4, so not all 802 are equally likely. log 4 + 2/4 (log 4 + log 5 + log 4 + log 5)
     expected = np.log(4) + 0.5 * np.log(4 * 5 * 4 * 5)
     assert float(entropy(jnp.zeros(sum(MULTI_DISCRETE)))) == pytest.approx(expected, rel=1e-6)
     # Certain to hold: the rest may be as uniform as it likes, there is nothing left to choose.

@@ -152,7 +152,7 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
         rows = jax.tree.map(lambda x: x[block], batch)
         (_, losses), grads = jax.value_and_grad(ppo_loss, has_aux=True)(params, rows, config)
         updates, opt_state = optimiser.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), losses | {"grad_norm": optax.global_norm(grads)}
+        return (optax.apply_updates(params, updates), opt_state), losses | {"grad_norm": optax.tree.norm(grads)}
 
     key, key_order = jax.random.split(key)
     orders = jax.vmap(lambda k: jax.random.permutation(k, config.minibatches))(

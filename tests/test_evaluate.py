@@ -1,0 +1,166 @@
+"""Evaluation: windows, the two baselines, and statistics equal to those of a plain Python loop."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from markets import FREE, crash_market, hand_market, order
+
+from perpjax import EnvConfig, EnvParams, PerpEnv, concatenate_markets
+from perpjax.orders import MULTI_DISCRETE
+from train.evaluate import Result, evaluate, hold, random, t_statistic, window_starts
+
+LENGTH = 24
+CONFIG = EnvConfig(max_lots=3, episode_length=LENGTH)
+WILD = EnvParams(max_exposure=0.8, max_leverage=30.0, ruin_fraction=0.8)
+
+
+@pytest.fixture(scope="module")
+def env() -> PerpEnv:
+    """Wild enough that random trading is ruined in some windows."""
+    return PerpEnv(crash_market(bars=673 + 10 * LENGTH + 7), WILD, CONFIG)
+
+
+def test_hold_is_exactly_nothing(env):
+    result = evaluate(env, hold(env), jax.random.key(0))
+    assert set(map(len, result)) == {10}
+    for name, x in result._asdict().items():
+        np.testing.assert_array_equal(x, 0.0, err_msg=name)
+    assert result.t_stat() == 0.0
+
+
+def test_random_is_seeded(env):
+    first, again, other = (evaluate(env, random(env), jax.random.key(seed)) for seed in (3, 3, 4))
+    for name, a, b, c in zip(Result._fields, first, again, other, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+        assert name == "liquidations" or not np.array_equal(a, c), name
+    assert (first.trades > 0).all() and (first.fees > 0).all()
+    # Windows of one call do not share their random numbers.
+    assert len(np.unique(first.returns)) == len(first.returns)
+
+
+# Windows.
+
+
+def starts_of(spans: list[tuple[int, int]], length: int) -> list[list[int]]:
+    """Windows of each (first, last) span, from a market of several segments."""
+    markets = [hand_market(bars=last + 1, first=first) for first, last in spans]
+    env = PerpEnv(concatenate_markets(markets), FREE, EnvConfig(episode_length=length))
+    starts, rows, out = window_starts(env), np.cumsum([0] + [last + 2 for _, last in spans]), []
+    for row, following in itertools.pairwise(rows):
+        out.append([int(s - row) for s in starts if row <= s < following])
+    assert sum(map(len, out)) == len(starts)
+    return out
+
+
+def test_windows_fit_and_do_not_overlap():
+    # Bars 1 .. 12: 12 bars are three windows of 4 at 1, 5, 9; the last one trades bars 9, 10, 11, 12.
+    assert starts_of([(1, 12)], 4) == [[1, 5, 9]]
+    # One bar less and the third does not fit; one more changes nothing.
+    assert starts_of([(1, 11)], 4) == [[1, 5]]
+    assert starts_of([(1, 13)], 4) == [[1, 5, 9]]
+    assert starts_of([(3, 6)], 4) == [[3]]
+    # Segments are cut each for itself; one without room for an episode has no window.
+    assert starts_of([(1, 9), (2, 4), (5, 12)], 4) == [[1, 5], [], [5, 9]]
+
+
+def test_windows_of_a_real_market(env):
+    starts, (first,), (last,) = window_starts(env), env.market.segments.first, env.market.segments.last
+    assert starts[0] == first and (np.diff(starts) == LENGTH).all()
+    assert last - LENGTH < starts[-1] + LENGTH - 1 <= last
+
+
+# Statistics.
+
+
+def test_t_statistic_by_hand():
+    # 1, 2, 3, 6: mean 3, deviations 2 1 0 3, variance (4 + 1 + 0 + 9) / 3 = 14/3, s.e. sqrt(14/3 / 4) = sqrt(7/6)
+    assert t_statistic(np.array([1.0, 2.0, 3.0, 6.0])) == pytest.approx(3 / math.sqrt(7 / 6))
+    assert t_statistic(-np.array([1.0, 2.0, 3.0, 6.0])) == pytest.approx(-3 / math.sqrt(7 / 6))
+    # No spread, or nothing to have one: 0, without a warning.
+    assert [t_statistic(np.array(x)) for x in ([], [5.0], [0.0, 0.0], [1.0, 1.0])] == [0.0] * 4
+
+
+def follow_by_hand(env: PerpEnv, actions: np.ndarray, start: int) -> dict[str, float]:
+    """One episode with `env.step` and nothing else: what the windows' statistics should be."""
+    state = env.reset(jax.random.key(0), start)
+    peak = initial = float(env.params.initial_equity)
+    drawdown = 0.0
+    for action in actions:
+        state = step(env, state, action)
+        peak = max(peak, float(state.equity))
+        drawdown = max(drawdown, 1 - float(state.equity) / peak)
+        if state.terminated or state.truncated:
+            break
+    ledger = state.account.ledger
+    return dict(
+        returns=float(state.equity) / initial - 1,
+        max_drawdown=drawdown,
+        trades=float(ledger.opened),
+        fees=float(ledger.fees) / initial,
+        liquidations=float(ledger.liquidated),
+        terminated=bool(state.terminated),
+    )
+
+
+step = jax.jit(PerpEnv.step)
+
+
+def scripted(env: PerpEnv, seed: int) -> tuple[np.ndarray, jax.tree_util.Partial]:
+    """Wild actions for every bar, and the policy that plays them: it reads the bar off the state."""
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, MULTI_DISCRETE, (env.market.num_bars + 1, 5)).astype(np.int32)
+    table[:, 0] = rng.choice([0, 1, 1, 1, 2, 3], len(table), p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
+    table[:, 2] = 4
+    return table, jax.tree_util.Partial(lambda table, key, state: table[state.t], jnp.asarray(table))
+
+
+def test_statistics_equal_a_plain_loop(env):
+    """Also where an episode is ruined early: what it had then is kept, whatever the next episode in its place does."""
+    table, act = scripted(env, 0)
+    starts = window_starts(env)
+    result = evaluate(env, act, jax.random.key(0))
+    expected = [follow_by_hand(env, table[s : s + LENGTH], int(s)) for s in starts]
+    for name, x in result._asdict().items():
+        np.testing.assert_allclose(x, [e[name] for e in expected], rtol=1e-5, atol=1e-6, err_msg=name)
+    ruined = [e["terminated"] for e in expected]
+    assert any(ruined) and not all(ruined)
+    assert result.liquidations.sum() > 0
+    np.testing.assert_array_equal(result.returns <= 0.8 - 1 + 1e-6, ruined)
+
+
+def test_given_starts_are_played_as_given(env):
+    """Explicit first bars, overlapping and in any order; one too close to the end is cut there."""
+    table, act = scripted(env, 1)
+    last = int(env.market.segments.last[0])
+    starts = np.array([900, 674, 675, last - 3, last])
+    result = evaluate(env, act, jax.random.key(0), starts)
+    expected = [follow_by_hand(env, table[s : s + LENGTH], int(s)) for s in starts]
+    for name, x in result._asdict().items():
+        np.testing.assert_allclose(x, [e[name] for e in expected], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_start_outside_the_market_is_an_error(env):
+    """`reset` says so of a concrete bar; inside the compiled evaluation it could only clip it, and play another one."""
+    for start in (0, 672, env.market.num_bars, 10**6):
+        with pytest.raises(ValueError, match=str(start)):
+            evaluate(env, hold(env), jax.random.key(0), np.array([700, start]))
+
+
+def test_ruin_in_the_first_bar_is_not_forgotten():
+    """Hand-made: ruined in bar 1 of a window of 6; the five bars that follow belong to nobody."""
+    # 1000 steps at 1000 ticks, 10x, margin 1000 of 10 000 (markets.HAND): liquidated by a mark low of 900.
+    market = hand_market(both={(1, 1): (1000, 1000, 850, 1000)}, atr=100, bars=13)
+    env = PerpEnv(market, EnvParams(**{k: 0.0 for k in ("taker_fee", "slippage_base", "slippage_atr", "stop_depth")},
+                                    ruin_fraction=0.95), EnvConfig(max_lots=3, episode_length=6))  # fmt: skip
+    act = jax.tree_util.Partial(lambda key, state: jnp.asarray(order(1, stop=3.0)))
+    result = evaluate(env, act, jax.random.key(0))
+    # The first window loses its one margin: 9000 / 10 000 - 1 = -10 %, at or below 95 %: over. The other one opens a
+    # lot in each of its first bars (an exposure of 10 % has room for one only) and moves nowhere.
+    np.testing.assert_allclose(result.returns, [-0.1, 0], atol=1e-7)
+    np.testing.assert_allclose(result.max_drawdown, [0.1, 0], atol=1e-7)
+    np.testing.assert_array_equal(result.trades, [1, 1])
+    np.testing.assert_array_equal(result.liquidations, [1, 0])
