@@ -41,7 +41,7 @@ class Exits(NamedTuple):
     """Lots by `Exit`."""
 
 
-def keep_all(lots: Lots, *_: Array) -> tuple[Lots, Exits]:
+def keep_all(lots: Lots, *_: object) -> tuple[Lots, Exits]:
     """The exits of a bar in which no lot ended."""
     return lots, Exits(*[jnp.float32(0)] * 4, jnp.zeros(len(Exit), jnp.int32))
 

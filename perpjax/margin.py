@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._batching import cond_any
@@ -15,14 +16,14 @@ CEIL_SLACK = 2.0**-22
 
 
 def liquidation_price(
-    side: Float[Array, "..."],
-    entry_price: Float[Array, "..."],
-    quantity: Float[Array, "..."],
-    margin: Float[Array, "..."],
-    mmr: Float[Array, "..."],
-    maintenance_amount: Float[Array, "..."],
-    fee_rate: Float[Array, "..."] | float = 0.0,
-) -> Float[Array, "..."]:
+    side: ArrayLike,
+    entry_price: ArrayLike,
+    quantity: ArrayLike,
+    margin: ArrayLike,
+    mmr: ArrayLike,
+    maintenance_amount: ArrayLike,
+    fee_rate: ArrayLike = 0.0,
+) -> ArrayLike:
     """Mark price at which margin balance equals maintenance margin, for one bracket. Broadcasts.
 
     `LP = (E - d (M + cum) / q) / (1 - d (m + f))`: the formula of Binance's FAQ "How to Calculate Liquidation
@@ -46,12 +47,12 @@ def liquidation_price(
 
 
 def liquidation_ticks(
-    side: Float[Array, "lots"],
-    entry: Float[Array, "lots"],
-    quantity: Float[Array, "lots"],
-    margin: Float[Array, "lots"],
+    side: Float[Array, "..."],
+    entry: Float[Array, "..."],
+    quantity: Float[Array, "..."],
+    margin: Float[Array, "..."],
     instrument: Instrument,
-) -> Float[Array, "lots"]:
+) -> Float[Array, "..."]:
     """The first tick at which margin balance <= maintenance, over all brackets; 0 for a long that has none.
 
     The same kernel as `liquidation_price`, as a distance from the entry so that float32 keeps the tick, and the

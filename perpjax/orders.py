@@ -74,7 +74,7 @@ def _decode_box(action: Array, params: EnvParams) -> Order:
 def _decode_discrete(action: Array, params: EnvParams) -> Order:
     """Indices into DIRECTIONS, SIZES, LEVERAGES, STOPS and TARGETS."""
 
-    def choose(values: tuple[float, ...], index: Array) -> Array:
+    def choose(values: tuple[float | int, ...], index: Array) -> Array:
         # A chain of selects: cheaper under vmap than a gather from a table.
         chosen = jnp.asarray(values[0], jnp.float32)
         for i, value in enumerate(values[1:], 1):

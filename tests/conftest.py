@@ -1,15 +1,14 @@
 """Strictness for every test, and the real data where it lies."""
 
-import os
 import pathlib
 
-# Two devices on one CPU, before JAX starts: a test that needs one device must not care.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import jax
 import pytest
+from jaxtyping import install_import_hook
 
-jax.config.update("jax_numpy_dtype_promotion", "standard")
+# The shapes and dtypes in the signatures of the simulator's functions are checked while the tests run. (Not those of
+# the states: a batched one is built by the same constructors.)
+CHECKED = ("margin", "risk", "execution", "intrabar", "lots", "rewards", "observation", "orders")
+install_import_hook([f"perpjax.{name}" for name in CHECKED], "beartype.beartype")
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -97,7 +97,9 @@ def test_another_observation_is_refused(env, learners, tmp_path):
 
 def test_a_damaged_checkpoint_is_a_value_error(env, learners, tmp_path):
     save_learner(tmp_path, learners[0])
-    files = sorted(p for p in (tmp_path / CHECKPOINT).rglob("*") if p.is_file() and p.stat().st_size)
+    # What lies below ocdbt.process_0 is merged into the rest when a save ends.
+    files = [p for p in sorted((tmp_path / CHECKPOINT).rglob("*")) if p.is_file() and "process_0" not in str(p.parent)]
+    assert len(files) >= 4
     for damage in ("emptied", "removed"):
         for file in files:
             kept = file.read_bytes()

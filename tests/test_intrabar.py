@@ -226,12 +226,12 @@ def test_fill_prices():
     params, atr = EnvParams(slippage_base=1 / 64, slippage_atr=0.5, stop_depth=0.25), jnp.float32(10)
     # 1000 / 64 + 5 = 20.625 -> 21; 64 / 64 + 5 = 6 exactly.
     np.testing.assert_array_equal(slip(jnp.array([1000.0, 64.0]), atr, params), [21, 6])
-    assert float(fill_entry(1.0, 1000.0, atr, params)) == 1021
-    assert float(fill_entry(-1.0, 1000.0, atr, params)) == 979
-    assert float(fill_exit(1.0, 1000.0, atr, params)) == 979
-    assert float(fill_exit(-1.0, 1000.0, atr, params)) == 1021
+    assert float(fill_entry(jnp.float32(1.0), jnp.float32(1000.0), atr, params)) == 1021
+    assert float(fill_entry(jnp.float32(-1.0), jnp.float32(1000.0), atr, params)) == 979
+    assert float(fill_exit(jnp.float32(1.0), jnp.float32(1000.0), atr, params)) == 979
+    assert float(fill_exit(jnp.float32(-1.0), jnp.float32(1000.0), atr, params)) == 1021
     # At least one tick: 3 - ceil(3 / 64 + 5) = -3.
-    assert float(fill_exit(1.0, 3.0, atr, params)) == 1
+    assert float(fill_exit(jnp.float32(1.0), jnp.float32(3.0), atr, params)) == 1
     sides, stops = jnp.array([1.0, 1.0, -1.0, -1.0, 1.0]), jnp.array([960.0, 960.0, 1024.0, 1024.0, 6.0])
     opens, extremes = jnp.array([970.0, 896.0, 1000.0, 1088.0, 6.0]), jnp.array([896.0, 832.0, 1088.0, 1090.0, 2.0])
     # 960: 15 + 5 = 20, depth 64 / 4 = 16 -> 924.  896: 14 + 5 = 19, 16 -> 861.

@@ -127,7 +127,7 @@ def test_markets_concatenate_along_bars():
     assert values.tolist() == [1, 2, 3, 4, 5, 6, *range(10, 20)] and counts.min() > 180
     np.testing.assert_array_equal(draws[1], (draws[0] >= 10).astype(int))
     # An explicit start between the segments is none.
-    with pytest.raises(ValueError, match=r"start = 8 .* nearest is 7"):
+    with pytest.raises(ValueError, match=r"start = 8 .* those are 1 .. 7, 10 .. 20"):
         env.reset(jax.random.key(0), 8)
     assert [int(find_segment(both, jnp.int32(t))[0]) for t in (0, 1, 7, 8, 9, 10, 20, 21)] == [
         1,

@@ -38,13 +38,10 @@ LENGTH = 16
 ENV = EnvConfig(max_lots=2, episode_length=LENGTH)
 SMALL = Config(num_envs=12, num_steps=8, total_steps=12 * 8 * 6, epochs=2, num_minibatches=3, hidden=(8,), env=ENV)
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Compiler options: these programs are compiled for longer than they run."""
-
-init = jax.jit(init_train, static_argnums=1, compiler_options=FAST)
+init = jax.jit(init_train, static_argnums=1)
 
 
-@functools.partial(jax.jit, compiler_options=FAST)
+@jax.jit
 @chex.assert_max_traces(n=1)
 def two_updates(env: AutoReset, state: Train) -> tuple[Train, dict]:
     """Of `SMALL`. Most tests below run this one program; a second trace of it is an error."""
@@ -84,6 +81,14 @@ def toy(ruin: tuple[int, ...] = (), factor: float = 1.0, bars: int = 400) -> Aut
     move = np.random.default_rng(0).choice([-1e-4, 1e-4], bars + 1)
     ends = np.isin(np.arange(bars + 1), ruin)
     return AutoReset(Toy(jnp.asarray(move, jnp.float32), jnp.asarray(ends), jnp.float32(factor)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """These programs are compiled for longer than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +393,7 @@ def test_each_row_is_in_exactly_one_block_of_an_epoch(env, monkeypatch, num_envs
 
     monkeypatch.setattr(ppo, "ppo_loss", recorded)
     state = init(env, config, jax.random.key(0))
-    _, metrics = jax.jit(train_update, static_argnums=2, compiler_options=FAST)(env, state, config)
+    _, metrics = jax.jit(train_update, static_argnums=2)(env, state, config)
     jax.block_until_ready(metrics)
     jax.effects_barrier()
     assert len(blocks) == 3 * expected
@@ -471,7 +476,7 @@ def test_terminated_and_truncated_reach_the_advantages(monkeypatch):
 
     monkeypatch.setattr(ppo, "compute_gae", recorded)
     before = init(env, config, jax.random.key(0))
-    program = jax.jit(train_update, static_argnums=2, compiler_options=FAST)
+    program = jax.jit(train_update, static_argnums=2)
     after, metrics = jax.block_until_ready(program(env, before, config))
     jax.effects_barrier()
     _, value, last_value, final_value, terminated, truncated = seen[0]
