@@ -10,22 +10,28 @@ from jaxtyping import Array, Float, Int
 
 from perpjax._pytree import pytree
 
-# name: dtype, lowest, highest (both inclusive), unit
-_RANGES = {
-    "initial_equity": (jnp.float32, 1e-3, 1e9, "quote"),
-    "taker_fee": (jnp.float32, 0.0, 0.1, "fraction of notional"),
-    "slippage_base": (jnp.float32, 0.0, 0.5, "fraction of price"),
-    "slippage_atr": (jnp.float32, 0.0, 100.0, "ATRs"),
-    "stop_depth": (jnp.float32, 0.0, 1.0, "fraction of the way to the candle's extreme"),
-    "max_exposure": (jnp.float32, 0.0, 1.0, "margin as a fraction of equity"),
-    "max_leverage": (jnp.float32, 1.0, 1000.0, "times"),
-    "max_hold": (jnp.int32, 1, 2**30, "bars"),
-    "ruin_fraction": (jnp.float32, 0.0, 0.999, "fraction of initial equity"),
-    "entry_penalty": (jnp.float32, 0.0, 1e3, "reward"),
-    "risk_penalty": (jnp.float32, 0.0, 1e3, "reward"),
-    "liquidation_penalty": (jnp.float32, 0.0, 1e3, "reward"),
-    "ruin_penalty": (jnp.float32, 0.0, 1e3, "reward"),
+# name: dtype, lowest, highest (both inclusive), meaning
+RANGES = {
+    "initial_equity": (jnp.float32, 1e-3, 1e9, "Money an account starts with, quote currency."),
+    "taker_fee": (jnp.float32, 0.0, 0.1, "Fee of a fill, a fraction of its notional."),
+    "slippage_base": (jnp.float32, 0.0, 0.5, "Slippage of a market order, a fraction of the price."),
+    "slippage_atr": (jnp.float32, 0.0, 100.0, "Slippage of a market order, in ATRs, on top of that."),
+    "stop_depth": (
+        jnp.float32,
+        0.0,
+        1.0,
+        "How far beyond its trigger a stop fills, a fraction of the way to the extreme.",
+    ),
+    "max_exposure": (jnp.float32, 0.0, 1.0, "Limit on the sum of margins, a fraction of equity."),
+    "max_leverage": (jnp.float32, 1.0, 1000.0, "Limit on an order's leverage."),
+    "max_hold": (jnp.int32, 1, 2**30, "Bars after which a lot is closed."),
+    "ruin_fraction": (jnp.float32, 0.0, 0.999, "The episode ends at this fraction of the initial equity."),
+    "entry_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: price of an entry."),
+    "risk_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: price of notional / equity times ATR / price."),
+    "liquidation_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: price of a liquidation."),
+    "ruin_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: price of ruin."),
 }
+"""What each field of `EnvParams` may be, and what it means."""
 
 
 @pytree
@@ -62,7 +68,7 @@ class EnvParams:
     ruin_penalty: Float[Array, "..."] | float = 0.1
 
     def __post_init__(self):
-        for name, (dtype, lowest, highest, unit) in _RANGES.items():
+        for name, (dtype, lowest, highest, meaning) in RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, jax.core.Tracer):
                 host = np.asarray(value, np.float64)
@@ -72,7 +78,7 @@ class EnvParams:
                 if bad.any():
                     raise ValueError(
                         f"EnvParams.{name} = {host[bad].flat[0]:g} is not "
-                        f"{'an integer ' if dtype == jnp.int32 else ''}in [{lowest:g}, {highest:g}] ({unit})"
+                        f"{'an integer ' if dtype == jnp.int32 else ''}in [{lowest:g}, {highest:g}]. {meaning}"
                     )
             # A Python float would be a weakly typed leaf, and a second trace.
             object.__setattr__(self, name, jnp.asarray(value, dtype))

@@ -31,8 +31,12 @@ def save_learner(run_dir: pathlib.Path, learner: Learner) -> pathlib.Path:
     shutil.rmtree(fresh, ignore_errors=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(fresh, _as_dict(learner))
-    shutil.rmtree(path, ignore_errors=True)
+    old = path.with_name(path.name + ".old")
+    if path.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
     os.replace(fresh, path)
+    shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -44,12 +48,14 @@ def load_learner(run_dir: pathlib.Path, env: AutoReset, config: Config) -> Learn
     """
     path = (run_dir / CHECKPOINT).absolute()
     if not path.is_dir():
+        path = path.with_name(path.name + ".old")
+    if not path.is_dir():
         raise ValueError(f"{path}: no checkpoint here; a run directory holds one when its training has ended")
     shapes = jax.eval_shape(lambda key: init_train(env, config, key).learner, jax.random.key(0))
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             restored = checkpointer.restore(path, _as_dict(shapes))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError) as error:
             raise ValueError(f"{path}: does not fit this environment and configuration: {error}") from error
     return jax.tree.unflatten(jax.tree.structure(shapes), [restored[k] for k in sorted(restored)])
 

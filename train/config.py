@@ -3,11 +3,13 @@
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from perpjax import EnvConfig, EnvParams
+from perpjax.params import RANGES
 
 ROWS_PER_MINIBATCH = 8192
 """Rows of a minibatch when their number is left to us: about what stays in cache."""
@@ -15,14 +17,21 @@ ROWS_PER_MINIBATCH = 8192
 # EnvParams holds device arrays; the command line wants plain numbers with the same names and defaults.
 ParamArgs = dataclasses.make_dataclass(
     "ParamArgs",
-    [(f.name, type(f.default), dataclasses.field(default=f.default)) for f in dataclasses.fields(EnvParams)],
+    [
+        (
+            f.name,
+            Annotated[type(f.default), tyro.conf.arg(help=RANGES[f.name][-1])],
+            dataclasses.field(default=f.default),
+        )
+        for f in dataclasses.fields(EnvParams)
+    ],
     frozen=True,
-    namespace={"__doc__": "Numbers of the simulation: fees and rates are fractions, max_hold is bars."},
+    namespace={"__doc__": "Numbers of the simulation."},
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Settings:
     """Train a PPO policy on a perpetual-futures market.
 
     Writes config.json, metrics.jsonl and a final checkpoint to the run directory, and ends with a table of the greedy
@@ -53,11 +62,15 @@ class Config:
     gamma: float = 0.99
     """Discount of a 15-minute step."""
     gae_lambda: float = 0.95
+    """Bias against variance of the advantages."""
     clip: float = 0.2
     """Of the probability ratio, and of the value's change."""
     entropy_coef: float = 0.003
+    """Weight of the entropy bonus."""
     value_coef: float = 0.5
+    """Weight of the value loss."""
     max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
     weight_decay: float = 1.0
     """Of the kernels, decoupled from the gradient; against learning by heart."""
     obs_noise: float = 0.6
@@ -72,6 +85,15 @@ class Config:
     updates_per_chunk: int | None = None
     """Updates between two looks of the host; must divide their number. Default: at most 4."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Config(Settings):
+    """`Settings` that hold together.
+
+    Raises:
+      ValueError: with the numbers.
+    """
+
     def __post_init__(self):
         def need(holds: bool, message: str) -> None:
             if not holds:
@@ -79,6 +101,7 @@ class Config:
 
         for name in ("num_envs", "num_steps", "epochs", "total_steps"):
             need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        need(-(2**63) <= self.seed < 2**63, f"seed is {self.seed}; it must fit 64 bits")
         for name, low, high in (("gamma", 0, 1), ("gae_lambda", 0, 1), ("clip", 0, 1), ("learning_rate", 0, 1)):
             need(low <= getattr(self, name) <= high, f"{name} is {getattr(self, name)}; it must lie in [{low}, {high}]")
         for name in ("entropy_coef", "value_coef", "max_grad_norm", "obs_noise", "weight_decay"):

@@ -72,26 +72,26 @@ class Display:
 
 
 _CAPTION = (
-    "Means of an episode; %: of initial equity (drawdown: of the peak). t: mean return over its standard error, "
-    "against hold."
+    "Means of an episode; %: of initial equity (drawdown: of the peak). t: mean return over its standard error; "
+    "trained against random: {:+.1f}. liq.: lots liquidated."
 )
 
 
 def print_results(results: dict[str, Result], title: str) -> None:
     """The closing table: each policy over the validation windows."""
-    table = Table(title=title, title_justify="left", caption_justify="left", caption=_CAPTION)
+    against = t_statistic(results["trained"].returns - results["random"].returns)
+    table = Table(title=title, title_justify="left", caption_justify="left", caption=_CAPTION.format(against))
     table.add_column("policy", no_wrap=True)
-    heads = ("return %", "± s.e.", "t", "drawdown %", "trades", "fees %", "liquidated")
+    heads = ("return %", "± s.e.", "t", "drawdown %", "trades", "fees %", "liq.")
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name, r in results.items():
-        paired = r.returns - results["hold"].returns
         error = r.returns.std(ddof=1) / len(r.returns) ** 0.5 if len(r.returns) > 1 else float("nan")
         table.add_row(
             name,
             f"{100 * r.returns.mean():+.3f}",
             f"{100 * error:.3f}" if error == error else "-",
-            f"{t_statistic(paired):+.1f}" if name != "hold" else "-",
+            f"{r.t_stat():+.1f}" if name != "hold" else "-",
             f"{100 * r.max_drawdown.mean():.2f}",
             f"{r.trades.mean():.1f}",
             f"{100 * r.fees.mean():.3f}",

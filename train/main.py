@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from perpjax import AutoReset, EnvParams, PerpEnv, State, load_market
 from train.checkpoint import save_learner, write_json
-from train.config import Config
+from train.config import Config, Settings
 from train.display import Display, print_results
 from train.evaluate import Act, evaluate, hold, random
 from train.networks import ActorCritic, Policy
@@ -30,8 +30,9 @@ PER_EPISODE = ("episode_return", "episode_length", "max_drawdown", "trades", "li
 def main(args: list[str] | None = None) -> None:
     """Parse the arguments and train; a wrong value is one line and exit status 2."""
     try:
-        train(tyro.cli(Config, args=args, prog="python -m train.ppo"))
-    except ValueError as error:
+        settings = tyro.cli(Settings, args=args, prog="python -m train.ppo")
+        train(Config(**vars(settings)))
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -71,7 +72,7 @@ def train(config: Config) -> Learner:
     print_results(
         results, f"Validation split of {config.dataset}: mean of {windows} x {config.env.episode_length} bars"
     )
-    print(f"{'stopped early, ' if interrupt.wanted else ''}saved to {run_dir}")
+    print(f"{'stopped early, ' if update < config.num_updates else ''}saved to {run_dir}")
     return state.learner
 
 

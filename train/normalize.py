@@ -19,7 +19,7 @@ class Moments(NamedTuple):
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> "Moments":
         """Mean 0 and variance 1, forgotten at the first update."""
-        return cls(jnp.zeros(shape), jnp.ones(shape), jnp.float32(1e-4))
+        return cls(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
 
     def update(self, rows: Float[Array, "*rows shape"]) -> "Moments":
         """Account for a batch; all leading axes are rows (Chan, Golub and LeVeque, 1983)."""
