@@ -396,7 +396,7 @@ def test_nothing_known_at_t_comes_from_bar_t_or_later():
 
 
 def constant_features(bars, warm_up=0, extra=None, **columns) -> pa.Table:
-    x = np.arange(bars.num_rows + 1, dtype=np.float64)
+    x = np.arange(bars.num_rows, dtype=np.float64)
     x[:warm_up] = np.nan
     return pa.table({"x": x} | columns)
 
@@ -410,7 +410,8 @@ def test_a_feature_function_gets_the_bars_and_may_need_longer():
 
     settlements = funding_table(EIGHT_HOURS)
     market = build_market(table(walk()), funding=settlements, instrument=BTC, features=features)
-    assert seen.bars.schema.equals(CANDLES) and seen.bars.num_rows == 680
+    assert seen.bars.schema.equals(CANDLES) and seen.bars.num_rows == 681  # with the one about to open
+    assert seen.bars["close"][-2:].to_pylist() == [seen.bars["close"][679].as_py()] * 2
     assert seen.funding.equals(settlements)
     assert market.segments.first.tolist() == [675] and market.segments.last.tolist() == [679]
     assert market.feature_names == ("x",) and market.features[680, 0] == 680
@@ -420,7 +421,7 @@ def test_a_feature_function_gets_the_bars_and_may_need_longer():
 @pytest.mark.parametrize(
     ("features", "words"),
     [
-        (lambda b, f: constant_features(b).slice(1), "has 680 rows for 680 bars, not 681"),
+        (lambda b, f: constant_features(b).slice(1), "has 680 rows for 680 bars and the one about to open, not 681"),
         (lambda b, f: {"x": 1}, "is a dict, not a pyarrow.Table"),
         (lambda b, f: constant_features(b, i=np.arange(681)), "column 'i' has type int64"),
         (lambda b, f: constant_features(b, y=np.where(np.arange(681) == 677, np.nan, 1)), "row 677: y = nan"),
@@ -448,7 +449,7 @@ def test_features_of_no_known_kind_are_refused():
 
 def test_the_scaler_is_fitted_in_float64_and_attached():
     def features(bars, funding):
-        n = bars.num_rows + 1
+        n = bars.num_rows
         return pa.table({"ramp": np.arange(n) / 1.0, "flat": np.full(n, 0.1), "big": 1e6 + np.arange(n) % 2})
 
     market = build_market(table(walk()), instrument=BTC, features=features)

@@ -13,6 +13,7 @@ from perpjax.features import (
     LIVE_BARS,
     LIVE_TOLERANCE,
     WARMUP_BARS,
+    append_next_bar,
     core_features,
     core_features_live,
 )
@@ -183,7 +184,7 @@ def test_core_by_definition():
     """Every column of one row, written out in plain Python and numpy from SPEC section 7."""
     bars = random_bars(900, seed=3)
     row, last = 800, 799  # row 800 is known at T_800: bar 799 is the last one in it
-    features = core_features(bars).slice(row, 1).to_pylist()[0]
+    features = known(bars).slice(row, 1).to_pylist()[0]
     open_, high, low, close, volume = columns(bars.slice(0, row), "open", "high", "low", "close", "volume")
     ret = np.diff(np.log(close))
 
@@ -244,15 +245,30 @@ def test_core_by_definition():
 # ------------------------------------------------------------------------------- rows, warm-up, causality
 
 
+def known(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
+    """The features at every decision, that after the last bar included: [N + 1]."""
+    return core_features(append_next_bar(bars), funding)
+
+
+def test_one_row_a_bar_and_the_next_bar_says_nothing():
+    bars = random_bars(700)
+    assert core_features(bars).num_rows == 700
+    np.testing.assert_array_equal(matrix(core_features(bars)), matrix(known(bars))[:700])
+    following = append_next_bar(bars).slice(700).to_pylist()[0]
+    close = bars["close"][-1].as_py()
+    assert following["open_time_ms"] == bars["open_time_ms"][-1].as_py() + BAR_MS
+    assert [following[n] for n in ("open", "high", "low", "close", "volume")] == [close] * 4 + [0.0]
+
+
 def test_shape_names_and_types():
-    features = core_features(random_bars(700))
+    features = known(random_bars(700))
     assert len(CORE_FEATURES) == 31 and tuple(features.column_names) == CORE_FEATURES
     assert features.num_rows == 701
     assert set(features.schema.types) == {pa.float64()}
 
 
 def test_warm_up():
-    features = core_features(random_bars(700))
+    features = known(random_bars(700))
     for name in CORE_FEATURES:
         finite = np.isfinite(features[name].to_numpy())
         assert finite.argmax() == FIRST_ROW[name], name
@@ -262,7 +278,7 @@ def test_warm_up():
 
 def test_fewer_bars_than_any_window():
     for count in (1, 2, 5):
-        features = core_features(random_bars(count))
+        features = known(random_bars(count))
         assert features.num_rows == count + 1
         assert np.isnan(features["vol_16"].to_numpy()).all()
 
@@ -270,18 +286,16 @@ def test_fewer_bars_than_any_window():
 def later_bars_changed(bars: pa.Table, t: int) -> pa.Table:
     """Every value of bars >= t replaced by another market's (stamps stay: the clock is no secret)."""
     other = random_bars(bars.num_rows, seed=99)
-    return pa.concat_tables(
-        [bars.slice(0, t), other.set_column(0, "open_time_ms", bars["open_time_ms"]).slice(t)]
-    )
+    return pa.concat_tables([bars.slice(0, t), other.set_column(0, "open_time_ms", bars["open_time_ms"]).slice(t)])
 
 
 def assert_causal(bars, t, funding=None):
-    full = matrix(core_features(bars, funding))
-    changed = matrix(core_features(later_bars_changed(bars, t), funding))
+    full = matrix(known(bars, funding))
+    changed = matrix(known(later_bars_changed(bars, t), funding))
     np.testing.assert_array_equal(full[: t + 1], changed[: t + 1])
     moved = changed[t + 1] != full[t + 1]
     assert moved[: CORE_FEATURES.index("hour_sin")].all()  # and the next row sees all of it
-    alone = matrix(core_features(bars.slice(0, t), funding))  # the last row of a series cut before T_t
+    alone = matrix(known(bars.slice(0, t), funding))  # the last row of a series cut before T_t
     np.testing.assert_array_equal(full[: t + 1], alone)
 
 
@@ -297,8 +311,8 @@ def test_row_t_sees_no_bar_from_t_on_real(btc_bars, btc_funding, t):
 
 def test_row_t_sees_no_funding_after_t():
     bars, t = random_bars(200), 96  # T_96 is hour 24
-    full = core_features(bars, settlements([0, 8, 16, 24, 32, 40], [1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4]))
-    changed = core_features(bars, settlements([0, 8, 16, 24, 25, 26], [1e-4, 2e-4, 3e-4, 4e-4, -5e-1, 6e-1]))
+    full = known(bars, settlements([0, 8, 16, 24, 32, 40], [1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4]))
+    changed = known(bars, settlements([0, 8, 16, 24, 25, 26], [1e-4, 2e-4, 3e-4, 4e-4, -5e-1, 6e-1]))
     for name in ("funding_rate_now", "time_to_next_funding"):
         assert full[name][: t + 4].equals(changed[name][: t + 4])  # 25:00 is T_100
         assert full[name][t + 4] != changed[name][t + 4]
@@ -311,7 +325,7 @@ def test_row_t_sees_no_funding_after_t():
 def test_flat_market(volume):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        features = core_features(flat_bars(800, volume)).slice(WARMUP_BARS)
+        features = known(flat_bars(800, volume)).slice(WARMUP_BARS)
     zero = (*CORE_FEATURES[: CORE_FEATURES.index("vol_log")], "vol_z_96")
     for name in zero:
         expected = 0.5 if name == "rsi_14" else 0.0
@@ -325,12 +339,10 @@ def test_empty_bars_in_a_moving_market():
     price[700:820] = price[699]  # 120 empty bars: longer than the 96 of the volume window
     volume = bars["volume"].to_numpy().copy()
     volume[700:820] = 0.0
-    flat = pa.table(
-        {"open_time_ms": times, **dict.fromkeys(("open", "high", "low", "close"), price), "volume": volume}
-    )
+    flat = pa.table({"open_time_ms": times, **dict.fromkeys(("open", "high", "low", "close"), price), "volume": volume})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        features = core_features(flat)
+        features = known(flat)
     assert np.isfinite(matrix(features)[WARMUP_BARS:]).all()
     for name in ("ret_1", "ret_48", "hl_range_pct", "vol_16", "vol_96", "vol_log", "vol_z_96"):
         assert features[name][810].as_py() == 0.0, name  # all of its window lies in the empty stretch
@@ -355,7 +367,7 @@ def test_empty_bars_in_a_moving_market():
     ],
 )
 def test_clock_is_that_of_the_decision(hours, hour, weekday, sessions):
-    features = core_features(random_bars(7 * 96))  # a week from Monday 00:00: T_t is t/4 hours after it
+    features = known(random_bars(7 * 96))  # a week from Monday 00:00: T_t is t/4 hours after it
     row = features.slice(int(4 * hours), 1).to_pylist()[0]
     assert row["hour_sin"] == pytest.approx(math.sin(2 * math.pi * hour / 24), abs=1e-15)
     assert row["hour_cos"] == pytest.approx(math.cos(2 * math.pi * hour / 24), abs=1e-15)
@@ -369,7 +381,7 @@ def test_clock_is_that_of_the_decision(hours, hour, weekday, sessions):
 
 def test_funding_with_changing_interval():
     # settled at 2 h, 6 h (interval 4 h), 7 h (1 h; stamped 30 s late), then nothing more
-    features = core_features(random_bars(40), settlements([2, 6, 7 + 30 / 3600], [1e-4, -2e-4, 3e-4]))
+    features = known(random_bars(40), settlements([2, 6, 7 + 30 / 3600], [1e-4, -2e-4, 3e-4]))
     rate, to_next = columns(features, "funding_rate_now", "time_to_next_funding")
     # T_t is t/4 h. Nothing is known before 2 h (row 8); from row 24 (6 h) on an interval of 16 bars is.
     np.testing.assert_array_equal(rate[:8], 0)
@@ -384,12 +396,12 @@ def test_funding_with_changing_interval():
 
 
 def test_eight_hourly_funding_counts_down_from_one():
-    features = core_features(random_bars(100), settlements([-16, -8, 0, 8, 16, 24], [1e-4] * 6))
+    features = known(random_bars(100), settlements([-16, -8, 0, 8, 16, 24], [1e-4] * 6))
     np.testing.assert_array_equal(features["time_to_next_funding"], 1 - np.arange(101) % 32 / 32)
 
 
 def test_no_funding_is_zero():
-    features = core_features(random_bars(40))
+    features = known(random_bars(40))
     for name in ("funding_rate_now", "time_to_next_funding"):
         assert not features[name].to_numpy().any()
 
@@ -398,7 +410,7 @@ def test_no_funding_is_zero():
 
 
 def assert_live_equals_history(bars, funding, rows):
-    full = matrix(core_features(bars, funding))
+    full = matrix(known(bars, funding))
     tolerance = np.array([LIVE_TOLERANCE[name] for name in CORE_FEATURES])
     for t in rows:
         live = core_features_live(bars.slice(t - LIVE_BARS, LIVE_BARS), funding)

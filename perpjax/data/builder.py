@@ -18,7 +18,8 @@ from perpjax.instrument import EXACT, KNOWN, Instrument, find_instrument
 from perpjax.market import FIRST_DECISION, Market, Origin, one_segment, pack_candles
 
 FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
-"""`(bars [N], funding or None) -> [N + 1]` float columns, row t from bars <= t-1, NaN only before its warm-up."""
+"""`(bars, funding or None) -> table`: float columns, one row a bar, row t from bars <= t-1, NaN only before a warm-up.
+Its last bar is the one about to open, flat at the last close with volume 0: the row after all of the data."""
 
 UNKNOWN = "UNKNOWN"
 """The symbol of a market of which nobody said what it is."""
@@ -88,7 +89,7 @@ def build_market(
       instrument: the venue's contract, built from exact floats; found by symbol, with the tick inferred from
         the prices, if not given.
       features: "core" (the 31 of SPEC section 7), None for no features, or a function `(bars, funding) -> Table`
-        of N + 1 rows.
+        of one row a bar, row t from bars <= t-1. It gets the N bars and the one about to open (`append_next_bar`).
       scaler: from `fit_scaler`; None leaves the features as they are. Nothing is fitted here.
       symbol: the venue's name, if no instrument is given.
 
@@ -196,11 +197,12 @@ def check_features(table: pa.Table, num_bars: int, source: str = "features") -> 
     if not isinstance(table, pa.Table):
         raise DataError(f"{source}: is a {type(table).__name__}, not a pyarrow.Table")
     names = table.column_names
-    if names and table.num_rows != num_bars + 1:
+    if names and table.num_rows not in (num_bars + 1, num_bars + 2):
         raise DataError(
-            f"{source}: has {table.num_rows} rows for {num_bars} bars, not {num_bars + 1}: row t is what is known at "
-            "the open of bar t, and the last row is what is known after the last bar"
+            f"{source}: has {table.num_rows} rows for {num_bars} bars and the one about to open, not {num_bars + 1}: "
+            "row t is what is known at the open of bar t"
         )
+    table = table.slice(0, num_bars + 1)  # a function may also say what would be known after the last bar it is given
     columns = []
     for name in names:
         if names.count(name) > 1:
@@ -276,9 +278,9 @@ def _compute_features(
     if isinstance(features, pa.Table):
         return features
     if features == "core":
-        return core.core_features(bars, funding)
+        return core.core_features(core.append_next_bar(bars), funding)
     if callable(features):
-        return features(bars, funding)
+        return features(core.append_next_bar(bars), funding)
     raise ValueError(f'features = {features!r} is neither "core" nor None nor a function (bars, funding) -> Table')
 
 

@@ -5,6 +5,7 @@ from perpjax.features.core import (
     LIVE_BARS,
     LIVE_TOLERANCE,
     WARMUP_BARS,
+    append_next_bar,
     core_features,
     core_features_live,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "LIVE_BARS",
     "LIVE_TOLERANCE",
     "WARMUP_BARS",
+    "append_next_bar",
     "core_features",
     "core_features_live",
 ]

@@ -1,8 +1,8 @@
 """The 31 core features (SPEC section 7): what is known at T_t, the open of bar t.
 
 The shift by one bar happens here and nowhere else: row t is computed from bars <= t-1, from funding settled
-at or before T_t and from the clock at T_t. For N bars there are N + 1 rows, so that the state after the last
-bar has an observation.
+at or before T_t and from the clock at T_t. The builder appends the bar that is about to open, so that the state
+after the last bar has an observation too.
 """
 
 import numpy as np
@@ -57,7 +57,7 @@ def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
       (population std); 0 where the volume is constant.
     - EMA and Wilder averages start from the first bar (ADX: with no directional movement in it; RSI: from the
       first change), so they are defined early and forget that start geometrically.
-    - hour, day and session are those of T_t itself; the last row's T is the close of the last bar.
+    - hour, day and session are those of T_t itself.
     - `funding_rate_now` is 0 before the first settlement, `time_to_next_funding` 0 before the second (no
       interval has been observed yet) and once the expected settlement is overdue. Settlements are dated at
       the open of their bar (`settlement_opens`), so at a settlement's own T_t its rate is already the current
@@ -73,7 +73,8 @@ def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
         funding: `FUNDING` table [M], or None for no funding (both funding columns 0).
 
     Returns:
-        Table [N + 1] of the 31 float64 columns `CORE_FEATURES`; row t from bars <= t-1.
+        Table [N] of the 31 float64 columns `CORE_FEATURES`; row t from bars <= t-1, so that the last bar is in no
+        row. For what is known after it, append the bar that is about to open: `append_next_bar`.
 
     Raises:
         DataError: bars or funding break the contract, or bars have a hole: names the row and the value.
@@ -81,10 +82,9 @@ def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
     bars = validate(bars, CANDLES, "bars", interval_ms=BAR_MS)
     opens = bars["open_time_ms"].to_numpy()
     _require_no_hole(opens)
-    times = np.append(opens, opens[-1] + BAR_MS)
     after_bar = _bar_columns({name: bars[name].to_numpy() for name in CANDLES.names[1:]})
-    columns = {name: np.concatenate([np.full(1, np.nan), values]) for name, values in after_bar.items()}
-    columns |= _clock_columns(times) | _funding_columns(times, funding)
+    columns = {name: np.concatenate([np.full(1, np.nan), values[:-1]]) for name, values in after_bar.items()}
+    columns |= _clock_columns(opens) | _funding_columns(opens, funding)
     return pa.table({name: columns[name] for name in CORE_FEATURES})
 
 
@@ -107,7 +107,18 @@ def core_features_live(bars_tail: pa.Table, funding: pa.Table | None = None) -> 
             f"bars: {bars_tail.num_rows} rows are too few for live features (row {bars_tail.num_rows} is "
             f"missing); give the last {LIVE_BARS} bars or more"
         )
-    return core_features(bars_tail, funding).slice(bars_tail.num_rows)
+    return core_features(append_next_bar(bars_tail), funding).slice(bars_tail.num_rows)
+
+
+def append_next_bar(bars: pa.Table) -> pa.Table:
+    """The bars and the one about to open, flat at the last close with volume 0, as an empty bar is.
+
+    A feature function gives one row a bar, from the bars before: this bar's row is what is known after all of `bars`.
+    """
+    last = {name: bars[name][-1].as_py() for name in ("open_time_ms", "close")}
+    following = {name: [last["close"]] for name in ("open", "high", "low", "close")}
+    following |= {"open_time_ms": [last["open_time_ms"] + BAR_MS], "volume": [0.0]}
+    return pa.concat_tables([bars.select(CANDLES.names), pa.table(following, schema=CANDLES)])
 
 
 def _bar_columns(bar: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -140,7 +151,7 @@ def _slope(average: np.ndarray) -> np.ndarray:
 
 
 def _clock_columns(times: np.ndarray) -> dict[str, np.ndarray]:
-    """Clock at each T_t, [N + 1]: integer UTC hour over 24, weekday (Monday = 0) over 7, sessions 0 or 1."""
+    """Clock at each T_t, [N]: integer UTC hour over 24, weekday (Monday = 0) over 7, sessions 0 or 1."""
     hour = times // _HOUR_MS % 24
     weekday = (times // (24 * _HOUR_MS) + _MONDAY_OFFSET) % 7
     hour_angle, week_angle = 2 * np.pi * hour / 24, 2 * np.pi * weekday / 7
@@ -154,7 +165,7 @@ def _clock_columns(times: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _funding_columns(times: np.ndarray, funding: pa.Table | None) -> dict[str, np.ndarray]:
-    """Last settled rate and expected time to the next settlement (8 hours = 1) at each T_t, [N + 1]."""
+    """Last settled rate and expected time to the next settlement (8 hours = 1) at each T_t, [N]."""
     rate_now, to_next = np.zeros(len(times)), np.zeros(len(times))
     if funding is not None:
         funding = validate(funding, FUNDING, "funding")
