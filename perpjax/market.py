@@ -8,13 +8,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from perpjax._grid import BAR_MS, FIRST_DECISION
 from perpjax._pytree import pytree
 from perpjax.instrument import Instrument
-
-BAR_MS = 900_000
-"""Length of a decision bar, milliseconds."""
-FIRST_DECISION = 673
-"""The first bar whose core features are complete: vol_672 needs 673 closes."""
 
 
 class Bar(NamedTuple):

@@ -16,8 +16,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 
-BAR_MS = 900_000
-"""Length of a decision bar in milliseconds (15 minutes)."""
+from perpjax._grid import BAR_MS
 
 SETTLEMENT_SLACK_MS = 60_000
 """How long after a bar's open a funding settlement may be stamped and still belong to that open."""

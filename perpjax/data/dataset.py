@@ -20,13 +20,14 @@ from perpjax.data.contract import BAR_MS, DataError
 from perpjax.data.scaler import Scaler, attach_scaler, fit_scaler
 from perpjax.instrument import Instrument
 from perpjax.market import FIRST_DECISION, Market, slice_market
+from perpjax.params import EnvConfig
 
 SCHEMA_VERSION = 1
 """Of the manifest and the files it names; raised whenever an older reader would misread a newer folder."""
 MANIFEST = "manifest.json"
 SPLIT_NAMES = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.70, 0.15, 0.15)
-EPISODE_LENGTH = 672
+EPISODE_LENGTH = EnvConfig.episode_length
 """Bars: the environment's default episode, and so the default embargo between splits."""
 
 _SYNTHETIC = "synthetic:"

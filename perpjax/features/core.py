@@ -8,7 +8,8 @@ after the last bar has an observation too.
 import numpy as np
 import pyarrow as pa
 
-from perpjax.data.contract import BAR_MS, CANDLES, FUNDING, DataError, settlement_opens, validate
+from perpjax._grid import BAR_MS, FIRST_DECISION
+from perpjax.data.contract import CANDLES, FUNDING, DataError, settlement_opens, validate
 from perpjax.features import indicators as ind
 
 CORE_FEATURES: tuple[str, ...] = (
@@ -27,7 +28,7 @@ CORE_FEATURES: tuple[str, ...] = (
 )  # fmt: skip
 """Names and order of the columns."""
 
-WARMUP_BARS = 673
+WARMUP_BARS = FIRST_DECISION
 """First row in which every feature is defined: vol_672 needs 672 returns, that is 673 closes."""
 
 LIVE_BARS = 800

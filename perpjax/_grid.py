@@ -1,0 +1,6 @@
+"""The decision grid."""
+
+BAR_MS = 900_000
+"""Length of a decision bar, milliseconds."""
+FIRST_DECISION = 673
+"""The first bar whose core features are complete: vol_672 needs 673 closes."""
