@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from perpjax._batching import cond_any
 from perpjax._pytree import pytree
+from perpjax.batching import cond_any
 from perpjax.intrabar import Exit, no_hit, resolve
 from perpjax.lots import keep_all, open_lot, settle
 from perpjax.margin import keep_bar, liquidates, open_bar
@@ -75,7 +75,7 @@ class PerpEnv:
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
         happens = (bar.funding_rate != 0) | jnp.any(bar.valid[0] & liquidates(lots, bar.mark_open[0]))
-        lots, opening = cond_any(happens, open_bar, keep_bar, lots, bar, instrument)
+        lots, opening = cond_any(happens, open_bar, keep_bar, lots, carried, bar, instrument)
         wallet = add((account.wallet, account.wallet_low), -opening.funding, -opening.losses)
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
@@ -85,7 +85,7 @@ class PerpEnv:
             slots=config.max_lots,
             side=side,
             wallet=wallet[0],
-            equity=wallet[0] + unrealised(lots, bar.mark_before, tick_value),
+            equity=wallet[0] + opening.floating,
             margin=jnp.sum(lots.margin),
         )
         order = review(order, exposure, bar.open[0], bar.valid[0], atr, instrument, params)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from perpjax._batching import cond_any
+from perpjax.batching import cond_any
 from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit
@@ -71,7 +71,7 @@ def settle(
     profit = jnp.where(filled, profit, 0)
     fees = jnp.where(filled, jnp.minimum(params.taker_fee * notional, lots.margin + profit), 0)
     lost = jnp.where(how == Exit.LIQUIDATED, lots.margin, 0)
-    counts = jnp.stack([jnp.sum(how == e, dtype=jnp.int32) for e in Exit])
+    counts = jnp.sum(how[:, None] == jnp.arange(len(Exit)), axis=0, dtype=jnp.int32)
     exits = Exits(jnp.sum(profit), jnp.sum(fees), jnp.sum(lost), jnp.sum(notional), counts)
     return clear(lots, how != Exit.NONE), exits
 

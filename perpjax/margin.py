@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax._batching import cond_any
+from perpjax.batching import cond_any
 from perpjax.instrument import Instrument
 from perpjax.market import Bar
-from perpjax.state import Lots, clear
+from perpjax.state import Lots, clear, unrealised
 
 CEIL_SLACK = 2.0**-22
 """Fraction of the entry price by which a distance may exceed a whole tick and still count as that tick."""
@@ -88,25 +88,26 @@ def liquidates(lots: Lots, mark: Float[Array, ""]) -> Bool[Array, "lots"]:
 
 
 class Opening(NamedTuple):
-    """What the opening of a bar took from an account."""
+    """What the opening of a bar took from an account, quote."""
 
     funding: Float[Array, ""]
-    """Paid (negative: received), quote."""
+    """Paid (negative: received)."""
     losses: Float[Array, ""]
-    """Margins of the lots liquidated, quote."""
+    """Margins of the lots liquidated."""
     liquidated: Int[Array, ""]
+    floating: Float[Array, ""]
+    """Unrealised profit, at the mark close of the bar before, of the lots that are left."""
 
 
-def keep_bar(lots: Lots, bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
-    """The opening of a bar without a settlement and without a liquidation."""
-    return lots, Opening(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+def keep_bar(lots: Lots, carried: Float[Array, ""], bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
+    """The opening of a bar without a settlement and without a liquidation; `carried` is the unrealised profit."""
+    return lots, Opening(jnp.float32(0), jnp.float32(0), jnp.int32(0), carried)
 
 
-def open_bar(lots: Lots, bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
+def open_bar(lots: Lots, carried: Float[Array, ""], bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
     """Settle funding, then liquidate the lots whose level the mark open has reached."""
-    paid = funding_payment(
-        lots.side, lots.quantity, lots.margin, bar.funding_price, bar.funding_rate, instrument.tick_value
-    )
+    tick_value = instrument.tick_value
+    paid = funding_payment(lots.side, lots.quantity, lots.margin, bar.funding_price, bar.funding_rate, tick_value)
     margin = lots.margin - paid
     held = lots.quantity > 0
     moved = liquidation_ticks(lots.side, lots.entry, jnp.where(held, lots.quantity, 1), margin, instrument)
@@ -114,5 +115,14 @@ def open_bar(lots: Lots, bar: Bar, instrument: Instrument) -> tuple[Lots, Openin
     lots = lots.replace(margin=margin, liquidation=jnp.where(settles, moved, lots.liquidation))
     gone = bar.valid[0] & liquidates(lots, bar.mark_open[0])
     losses = jnp.sum(jnp.where(gone, lots.margin, 0))
-    opening = Opening(jnp.sum(paid), losses, jnp.sum(gone, dtype=jnp.int32))
-    return cond_any(jnp.any(gone), clear, lambda lots, _: lots, lots, gone), opening
+    lots, floating = cond_any(
+        jnp.any(gone), _clear_gone, lambda lots, carried, *_: (lots, carried), lots, carried, gone, bar, tick_value
+    )
+    return lots, Opening(jnp.sum(paid), losses, jnp.sum(gone, dtype=jnp.int32), floating)
+
+
+def _clear_gone(
+    lots: Lots, carried: Float[Array, ""], gone: Bool[Array, "lots"], bar: Bar, tick_value: Float[Array, ""]
+) -> tuple[Lots, Float[Array, ""]]:
+    lots = clear(lots, gone)
+    return lots, unrealised(lots, bar.mark_before, tick_value)

@@ -5,9 +5,12 @@ from typing import Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from perpjax._batching import cond_any
 from perpjax._pytree import pytree
+from perpjax.batching import cond_any
 from perpjax.state import Ledger, State
+
+RESET_ROWS = 64
+"""Up to so many environments of a batch are reset by themselves; more, and all are, and most results dropped."""
 
 
 class Env(Protocol):
@@ -61,7 +64,7 @@ class AutoReset:
         stepped = self.env.step(_plain(state, terminated=no, truncated=no), action)
         episode = _follow(state.episode, state.equity, stepped, started)
         done = stepped.terminated | stepped.truncated
-        fresh = cond_any(done, lambda env, s: env.reset(s.key), lambda env, s: s, self.env, stepped)
+        fresh = cond_any(done, lambda env, s: env.reset(s.key), lambda env, s: s, self.env, stepped, few=RESET_ROWS)
         return EpisodeState(
             **vars(_plain(fresh, reward=stepped.reward, terminated=stepped.terminated, truncated=stepped.truncated)),
             final_obs=stepped.obs,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from markets import FREE, HOLD, crash_market, expect, hand_market, order, play, reset, step
 
-from perpjax._batching import cond_any
 from perpjax._pytree import Host
+from perpjax.batching import cond_any
 from perpjax.env import PerpEnv
 from perpjax.orders import CLOSE, MULTI_DISCRETE
 from perpjax.params import EnvConfig, EnvParams

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax import AutoReset
+from perpjax.batching import cond_any
 from perpjax.observation import ACCOUNT_FEATURES
 from perpjax.wrappers import EpisodeState
 from train.config import Config
@@ -20,7 +21,7 @@ from train.networks import ActorCritic, Policy
 from train.normalize import Moments
 
 BOOTSTRAP_ROWS = 64
-"""Truncated episodes a step valued without a forward pass over all environments."""
+"""A handful of episodes are truncated in a step: up to so many go through the network by themselves."""
 
 
 class Transition(NamedTuple):
@@ -178,27 +179,16 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
 def value_truncated(
     learner: Learner, config: Config, stepped: EpisodeState, blur: Float[Array, "envs obs"]
 ) -> Float[Array, "envs"]:
-    """Value of the final observation where an episode was truncated, 0 elsewhere.
+    """Value of the final observation where an episode was truncated, 0 elsewhere."""
 
-    A handful of episodes are truncated in a step: only their rows go through the network, unless there are many.
-    """
+    def value(params: dict, observations: Moments, obs: Array, blur: Array) -> Array:
+        return ActorCritic(config.hidden).apply(params, observations.standardise(obs) + blur)[1]
 
-    def value(obs: Array, blur: Array) -> Array:
-        return ActorCritic(config.hidden).apply(learner.params, learner.observations.standardise(obs) + blur)[1]
+    def one(truncated: Array, obs: Array, blur: Array) -> Array:
+        operands = learner.params, learner.observations, obs, blur
+        return cond_any(truncated, value, lambda *_: jnp.float32(0), *operands, few=BOOTSTRAP_ROWS)
 
-    def value_all() -> Array:
-        return jnp.where(stepped.truncated, value(stepped.final_obs, blur), 0)
-
-    num_envs = stepped.truncated.shape[0]
-    if num_envs <= BOOTSTRAP_ROWS:
-        return value_all()
-
-    def value_few() -> Array:
-        (rows,) = jnp.nonzero(stepped.truncated, size=BOOTSTRAP_ROWS, fill_value=num_envs)
-        few = value(*(x.at[rows].get(mode="clip") for x in (stepped.final_obs, blur)))
-        return jnp.zeros(num_envs).at[rows].set(few, mode="drop")
-
-    return jax.lax.cond(jnp.sum(stepped.truncated) > BOOTSTRAP_ROWS, value_all, value_few)
+    return jax.vmap(one)(stepped.truncated, stepped.final_obs, blur)
 
 
 def compute_gae(
