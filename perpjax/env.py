@@ -169,7 +169,7 @@ class PerpEnv:
             t, segment = pick_start(self.market, bits, self.config.episode_length)
         else:
             if not isinstance(start, jax.core.Tracer):
-                self._check_start(start)
+                self.check_start(start)
             t, segment = find_segment(self.market, jnp.asarray(start, jnp.int32))
         row = self.market.segments.instrument[segment]
         account = open_account(self.params.initial_equity, self.config.max_lots)
@@ -188,13 +188,22 @@ class PerpEnv:
             instrument=row,
         )
 
-    def _check_start(self, start: int) -> None:
+    def check_start(self, start: int | Int[np.ndarray, "..."]) -> None:
+        """Raise unless every first bar may be traded. A traced `reset` can only clip; ask here before it.
+
+        Raises:
+          ValueError: naming the first bar that is not an integer within a segment, and what is.
+        """
         first, last = self.market.segments.first, self.market.segments.last
         if isinstance(first, jax.core.Tracer):
             return
-        inside = (np.asarray(first) <= start) & (start <= np.asarray(last))
-        if not np.issubdtype(np.asarray(start).dtype, np.integer) or not inside.any():
-            raise ValueError(f"start = {start} is not a bar that may be traded; those are {self._tradable()}")
+        starts = np.atleast_1d(start)
+        inside = ((np.asarray(first) <= starts[:, None]) & (starts[:, None] <= np.asarray(last))).any(axis=1)
+        inside &= np.issubdtype(starts.dtype, np.integer)
+        if not inside.all():
+            raise ValueError(
+                f"start = {starts[~inside][0]} is not a bar that may be traded; those are {self._tradable()}"
+            )
 
     def _tradable(self) -> str:
         spans = zip(self.market.segments.first.tolist(), self.market.segments.last.tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -19,3 +20,11 @@ def shared_data() -> pathlib.Path:
     if not SHARED.is_dir():
         pytest.skip("real market data is not here: it is read from ../shared/data, beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For programs that are compiled for longer than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

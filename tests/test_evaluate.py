@@ -18,12 +18,7 @@ CONFIG = EnvConfig(max_lots=3, episode_length=LENGTH)
 WILD = EnvParams(max_exposure=0.8, max_leverage=30.0, ruin_fraction=0.8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These programs are compiled for longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

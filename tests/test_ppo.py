@@ -83,12 +83,7 @@ def toy(ruin: tuple[int, ...] = (), factor: float = 1.0, bars: int = 400) -> Aut
     return AutoReset(Toy(jnp.asarray(move, jnp.float32), jnp.asarray(ends), jnp.float32(factor)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These programs are compiled for longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

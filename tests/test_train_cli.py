@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 
 from perpjax import AutoReset
@@ -25,12 +24,7 @@ STEPS = ("--total-steps", str(16 * 8 * 3 + 5))
 SMALL_DATA = "synthetic:crash?bars=12000"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These programs are compiled for longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,6 @@ class Display:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self.total_steps = total_steps
         self.task = self.progress.add_task("starting", total=total_steps)
         self.live = Live(self.progress, console=self.console, refresh_per_second=8, transient=True)
         self.last_line = -LINE_SECONDS

@@ -69,7 +69,7 @@ def evaluate(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "window
       starts: first bars.
     """
     starts = window_starts(env) if starts is None else starts
-    _check_starts(env, np.asarray(starts))
+    env.check_start(starts)
     if not isinstance(act, jax.tree_util.Partial):
         act = jax.tree_util.Partial(act)
     episode = _play(env, act, key, jnp.asarray(starts))
@@ -83,14 +83,6 @@ def evaluate(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "window
         fees=ledger.fees / initial,
         liquidations=ledger.liquidated,
     )
-
-
-def _check_starts(env: PerpEnv, starts: Int[np.ndarray, "windows"]) -> None:
-    """A traced reset clips; here a bar that may not be traded is an error."""
-    first, last = (np.asarray(x) for x in env.market.segments[:2])
-    outside = ~((first <= starts[:, None]) & (starts[:, None] <= last)).any(axis=1)
-    if outside.any():
-        raise ValueError(f"start {starts[outside][0]} is not a bar that may be traded, {first} .. {last}")
 
 
 @jax.jit
