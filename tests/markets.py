@@ -21,7 +21,6 @@ from perpjax.instrument import Instrument
 from perpjax.market import Bar, Market, Origin, one_segment, pack_candles
 from perpjax.orders import DIRECTIONS, LEVERAGES, SIZES, STOPS, TARGETS, Verdict
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.reference import TwinMarket
 from perpjax.state import State
 
 OHLC = Sequence[float]
@@ -158,26 +157,6 @@ def crash_market(bars: int = 1200, candles: int = 5, has_mark: bool = True, seed
 def all_bars(market: Market) -> Bar:
     """Every bar of a market, stacked."""
     return jax.jit(jax.vmap(Market.bar, (None, 0)))(market, jnp.arange(market.num_bars))
-
-
-def twin_market(market: Market) -> TwinMarket:
-    """The same market for the float64 twin, holding the float32 values exactly."""
-    bars, instrument = all_bars(market), market.instrument
-    prices = {name: np.asarray(getattr(bars, name), np.float64) for name in Bar._fields if name != "mark_before"}
-    prices["valid"] = np.asarray(bars.valid)
-    return TwinMarket(
-        **prices,
-        atr=np.asarray(market.atr, np.float64),
-        features=np.asarray(market.features, np.float64),
-        feature_mean=np.asarray(market.scaler_mean, np.float64),
-        feature_scale=np.asarray(market.scaler_scale, np.float64),
-        tick_value=float(instrument.tick_value),
-        min_notional=float(instrument.min_notional),
-        max_steps=float(instrument.max_steps),
-        maintenance_fee_rate=float(instrument.maintenance_fee_rate),
-        brackets=np.asarray(instrument.brackets, np.float64),
-        first=int(market.segments.first[0]),
-    )
 
 
 def order(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -16,19 +15,19 @@ def step_like(twin: Twin, action: Any, agrees: Callable[[Twin], bool], limit: in
     Tries no flip, then every single flip, then pairs, and so on, at most `limit` steps in all. When nothing
     agrees the twin is left where float64 alone leads, and the answer is False: a real disagreement.
     """
-    start, counts = copy.deepcopy(twin.state), (twin.near_ties, twin.flipped_ties)
+    start, counts = twin.state, (twin.near_ties, twin.flipped_ties)
     queue: deque[dict[int, float]] = deque([{}])
     for _ in range(limit):
         if not queue:
             break
         forced = queue.popleft()
-        twin.state, (twin.near_ties, twin.flipped_ties) = copy.deepcopy(start), counts
+        twin.state, (twin.near_ties, twin.flipped_ties) = start.copy(), counts
         twin.step(action, forced)
         if agrees(twin):
             return True
         for i in range(max(forced, default=-1) + 1, len(twin.ties.cases)):
             case = twin.ties.cases[i]
             queue.extend({**forced, i: option} for option in case.options if option != case.own)
-    twin.state, (twin.near_ties, twin.flipped_ties) = copy.deepcopy(start), counts
+    twin.state, (twin.near_ties, twin.flipped_ties) = start.copy(), counts
     twin.step(action)
     return False

@@ -7,7 +7,7 @@ test the floats hold the simulator's float32 values exactly (`float(numpy.float3
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
@@ -162,6 +162,9 @@ class Lot:
     liquidation: float = 0.0  # ticks; 0: none
     age: int = 0  # bars; the opening bar counts 1 once it is over
 
+    def copy(self) -> Lot:
+        return replace(self)
+
 
 @dataclass
 class Ledger:
@@ -181,6 +184,9 @@ class Ledger:
     ambiguous: int = 0
     refused: list[int] = field(default_factory=lambda: [0] * len(Verdict))  # orders each verdict met
 
+    def copy(self) -> Ledger:
+        return replace(self, refused=list(self.refused))
+
 
 @dataclass
 class TwinState:
@@ -192,8 +198,13 @@ class TwinState:
     lots: list[Lot | None]  # [max_lots]
     ledger: Ledger
     equity: float
+    largest: float  # wallet so far: what the rounding of its terms is measured against
     obs: np.ndarray | None = None  # [F + 9]
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
     events: list[tuple] = field(default_factory=list)  # of the last step
+
+    def copy(self) -> TwinState:
+        lots = [lot and lot.copy() for lot in self.lots]
+        return replace(self, lots=lots, ledger=self.ledger.copy(), events=list(self.events))

@@ -10,7 +10,6 @@ Events of a step, in the order they happen (within a candle by slot):
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -53,7 +52,7 @@ class Twin:
             raise ValueError(f"start {start} is outside {m.first} .. {m.bars - 1}")
         end = min(start + p.episode_length, m.bars)
         slots: list[Lot | None] = [None] * p.max_lots
-        self.state = TwinState(start, end, p.initial_equity, slots, Ledger(), p.initial_equity)
+        self.state = TwinState(start, end, p.initial_equity, slots, Ledger(), p.initial_equity, p.initial_equity)
         self.state.obs = observe(self.state, m, p)
         return self.state
 
@@ -75,7 +74,7 @@ class Twin:
             for i in range(self.params.max_lots)
         ]
         entries = {name: np.asarray(x, np.float64).tolist() for name, x in (ledger or {}).items()}
-        self.state = TwinState(int(t), int(end), float(wallet), slots, Ledger(**entries), 0.0)
+        self.state = TwinState(int(t), int(end), float(wallet), slots, Ledger(**entries), 0.0, float(wallet))
         self.state.equity = self.state.wallet + self._unrealised(self._mark_before(t))
         self.state.terminated, self.state.truncated = bool(terminated), bool(truncated)
         self.state.obs = observe(self.state, self.market, self.params)
@@ -93,7 +92,7 @@ class Twin:
         if s.terminated or s.truncated:  # absorbing
             s.reward = 0.0
             return s
-        t, before, equity_before = s.t, copy.deepcopy(s.ledger), s.equity
+        t, before, equity_before = s.t, s.ledger.copy(), s.equity
         order = decode(action, p, [lot for _, lot in self._held()], self.ties)  # lots at decision time
 
         self._settle_funding()  # 1
@@ -108,7 +107,8 @@ class Twin:
 
         mark = float(m.mark_close[t, -1])  # 10
         s.equity = s.wallet + self._unrealised(mark)
-        gross = s.wallet + sum(abs(self._profit(lot, mark)) for _, lot in self._held())
+        s.largest = max(s.largest, s.wallet)
+        gross = s.largest + sum(abs(self._profit(lot, mark)) for _, lot in self._held())
         ruin = p.ruin_fraction * p.initial_equity  # 11
         s.terminated = self.ties.at_most("equity <= ruin", s.equity, ruin, gross)
         s.truncated = not s.terminated and t + 1 == s.end
@@ -164,11 +164,11 @@ class Twin:
         mark, posted = self._mark_before(s.t), sum(lot.margin for lot in lots)
         equity = s.wallet + self._unrealised(mark)
         available = p.max_exposure * equity - posted
-        # The size of the terms that cancel in `available`: for near-ties only.
-        gross = p.max_exposure * (s.wallet + sum(abs(self._profit(lot, mark)) for lot in lots))
+        # The size of the terms that cancel in `available`: for near-ties only. The wallet is a sum itself.
+        gross = p.max_exposure * (s.largest + sum(abs(self._profit(lot, mark)) for lot in lots))
         if self.ties.at_most("available <= 0", p.max_exposure * equity, posted, gross):
             return Verdict.MAX_EXPOSURE
-        if self.ties.at_most("wallet <= sum(margin)", s.wallet, posted):
+        if self.ties.at_most("wallet <= sum(margin)", s.wallet, posted, s.largest):
             return Verdict.MAX_EXPOSURE
 
         leverage = min(max(order.leverage, 1.0), p.max_leverage)
@@ -185,7 +185,7 @@ class Twin:
         by_exposure = order.size * available
         by_free_money = (s.wallet - posted) / (1 + leverage * p.taker_fee)
         margin = min(by_exposure, by_free_money)
-        margin_scale = order.size * gross if by_exposure <= by_free_money else s.wallet
+        margin_scale = order.size * gross if by_exposure <= by_free_money else s.largest
 
         # Rule 5
         slip = self._slip(open_)

@@ -1,0 +1,288 @@
+"""Does the simulator do what the float64 twin does? Random episodes on any market, every step compared.
+
+python -m perpjax.audit.parity --episodes 1000
+python -m perpjax.audit.parity --dataset datasets/orca synthetic:crash --episodes 10000 --workers 2
+"""
+
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
+from perpjax._grid import FIRST_DECISION
+from perpjax.audit.agreement import (
+    COUNTS,
+    MONEY,
+    Seen,
+    disagreement,
+    follow,
+    look,
+    read_events,
+    twin_market,
+    twin_params,
+)
+from perpjax.audit.draws import CONFIGS, draw_actions, draw_params
+from perpjax.data.dataset import load_market
+from perpjax.env import PerpEnv
+from perpjax.market import Market, slice_market
+from perpjax.params import EnvConfig
+from perpjax.reference import Twin, step_like
+from perpjax.state import State
+
+BATCH = 32
+"""Episodes played together: one draw of the window, one market for the twins."""
+SINGLE_STEPS = 20
+"""States drawn from each episode, for one step that starts with both exactly equal."""
+
+
+class Outcome(NamedTuple):
+    """What a number of episodes came to."""
+
+    episodes: int
+    steps: int
+    near_ties: int
+    flipped: int
+    """Near-ties that float32 took the other way."""
+    wallet_error: float
+    """Largest difference, relative to the largest equity that the account had had."""
+    equity_error: float
+    events: Counter
+    """Counts of the ledger, and of verdicts, over all episodes."""
+    disagreements: tuple[str, ...]
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        sums = (a + b for a, b in zip(self[:4], other[:4], strict=True))
+        worst = (max(a, b) for a, b in zip(self[4:6], other[4:6], strict=True))
+        return Outcome(*sums, *worst, self.events + other.events, self.disagreements + other.disagreements)
+
+
+NOTHING = Outcome(0, 0, 0, 0, 0.0, 0.0, Counter(), ())
+
+
+@jax.jit
+def record(env: PerpEnv, starts: jax.Array, actions: jax.Array) -> State:
+    """The states of an episode each, [steps + 1, count]; every leaf of `env.params` is [count]."""
+
+    def step(states: State, action: jax.Array) -> tuple[State, State]:
+        states = jax.vmap(lambda params, s, a: env.replace(params=params).step(s, a))(env.params, states, action)
+        return states, states
+
+    first = jax.vmap(lambda params, t: env.replace(params=params).reset(jax.random.key(0), t))(env.params, starts)
+    _, rest = jax.lax.scan(step, first, actions)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+
+
+@jax.jit
+def step_each(env: PerpEnv, states: State, actions: jax.Array) -> State:
+    """One step of each state [count] with its own parameters."""
+    return jax.vmap(lambda params, s, a: env.replace(params=params).step(s, a))(env.params, states, actions)
+
+
+def compare_episodes(
+    env: PerpEnv, starts: np.ndarray, actions: np.ndarray, progress: Callable[[int], None] = lambda steps: None
+) -> tuple[Outcome, State]:
+    """Play whole episodes in both.
+
+    Args:
+      env: its market of one symbol and one segment, every leaf of its parameters [count].
+      starts: [count] first bars; actions: [steps, count, 5].
+      progress: is told the number of steps compared, episode by episode.
+
+    Returns:
+      What came of it, and the simulator's states [steps + 1, count].
+    """
+    states = record(env, jnp.asarray(starts), jnp.asarray(actions))
+    host = to_host(states)
+    market, total = twin_market(env.market), NOTHING
+    for i in range(len(starts)):
+        twin = Twin(market, twin_params(take(env.params, i), env.config))
+        steps, *errors, why = follow(twin, jax.tree.map(lambda x, i=i: x[:, i], host), actions[:, i])
+        counts, wrong = read_events(twin), (why,) if why else ()
+        total += Outcome(1, steps, twin.near_ties, twin.flipped_ties, *errors, counts, wrong)
+        progress(steps)
+    return total, states
+
+
+def compare_steps(env: PerpEnv, states: State, actions: np.ndarray) -> Outcome:
+    """One step from each of the given states [count], which the twin takes over as they are.
+
+    Args:
+      env: every leaf of `env.params` is [count]; actions: [count, 5].
+    """
+    after, states = to_host(step_each(env, states, jnp.asarray(actions))), to_host(states)
+    market, total = twin_market(env.market), NOTHING
+    pairs = jax.tree.map(lambda a, b: np.stack([a, b], 1), states, after)
+    for i, action in enumerate(actions):
+        seen, now = Seen(take(pairs, i)), take(states, i)
+        ledger = dict(zip(MONEY, seen.money[0], strict=False)) | dict(zip(COUNTS, seen.counts[0], strict=True))
+        twin = Twin(market, twin_params(take(env.params, i), env.config))
+        twin.load(
+            t=now.t, end=now.end, wallet=seen.wallet[0], lots=vars(now.account.lots),
+            ledger=ledger | {"refused": now.account.ledger.refused},
+            terminated=now.terminated, truncated=now.truncated,
+        )  # fmt: skip
+        before = look(twin)
+        agreed = step_like(twin, action, lambda t, b=before, s=seen: not disagreement(t, s, 1, b))
+        wrong = () if agreed else (f"one step at bar {now.t}: {disagreement(twin, seen, 1, before)}; {twin.params}",)
+        total += Outcome(0, 1, twin.near_ties, twin.flipped_ties, 0.0, 0.0, Counter(), wrong)
+    return total
+
+
+def compare(
+    market: Market,
+    config: EnvConfig,
+    episodes: int,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> Outcome:
+    """Drawn episodes on a market of one symbol, and single steps from states drawn out of them.
+
+    Args:
+      market: a window of two episodes is drawn from it.
+      config: the static choices; `episode_length` is that of the episodes.
+      progress: is told the number of steps compared, episode by episode.
+    """
+    rng, length = np.random.default_rng(seed), config.episode_length
+    window = min(market.num_bars, FIRST_DECISION + 2 * length)
+    begin = int(rng.integers(0, market.num_bars - window + 1))
+    market = slice_market(market, begin, begin + window)
+    env = PerpEnv(market, draw_params(rng, episodes), config)
+    first, last = (int(x[0]) for x in (market.segments.first, market.segments.last))
+    starts = rng.integers(first, last + 2 - length, episodes)
+    starts[rng.random(episodes) < 0.1] = last - length // 2  # the market ends before the episode does
+    outcome, states = compare_episodes(env, starts, draw_actions(rng, config, length, episodes), progress)
+    rows, columns = rng.integers(0, length, SINGLE_STEPS * episodes), np.repeat(np.arange(episodes), SINGLE_STEPS)
+    one_each = env.replace(params=jax.tree.map(lambda x: x[columns], env.params))
+    drawn = jax.tree.map(lambda x: x[rows, columns], states)
+    return outcome + compare_steps(one_each, drawn, draw_actions(rng, config, 1, len(rows))[0])
+
+
+def take(tree: Any, i: int) -> Any:
+    """Row i of every leaf."""
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def to_host(states: State) -> State:
+    """The same in numpy arrays, its keys as plain integers."""
+    return jax.device_get(states.replace(key=jax.random.key_data(states.key)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Compare the simulator with its float64 twin on random episodes; exit status 1 if they disagree.
+
+    Orders, fees, slippage, exposure, leverage and accounts are drawn; both action codecs, the three intrabar rules
+    and the other static choices take turns. The twin shares no code with the simulator and takes the same float32
+    inputs. Every level of every lot, every count, verdict and flag must be equal, every posting equal to float32, and
+    wallet and equity within 1e-6 to the end. Near-ties (SPEC section 1) are decided as the simulator decided them,
+    and counted.
+    """
+
+    dataset: tuple[str, ...] = ("synthetic:crash", "synthetic:signal", "synthetic:martingale")
+    """Folders written by `python -m perpjax.data.build`, or synthetic markets; they take equal shares."""
+    episodes: int = 600
+    """In all; rounded up to whole batches."""
+    length: int = 672
+    """Bars of an episode."""
+    seed: int = 0
+    """Of everything drawn."""
+    workers: int = 1
+    """Processes."""
+
+
+class Task(NamedTuple):
+    """One batch of episodes."""
+
+    dataset: str
+    config: EnvConfig
+    seed: int
+    episodes: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = tyro.cli(Args, args=argv, prog="python -m perpjax.audit.parity")
+    try:
+        outcomes = run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_outcomes(outcomes)
+    return int(any(o.disagreements for o in outcomes.values()))
+
+
+def run(args: Args) -> dict[str, Outcome]:
+    """The outcome on each dataset."""
+    for name, value in (("episodes", args.episodes), ("length", args.length), ("workers", args.workers)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for dataset in args.dataset:
+        load(dataset)  # a wrong name is found before anything runs
+    batches = max(1, -(-args.episodes // (BATCH * len(args.dataset))))
+    size = -(-args.episodes // (batches * len(args.dataset)))
+    seeds = itertools.count(args.seed * 1_000_003)
+    tasks = [
+        Task(dataset, dataclasses.replace(CONFIGS[i % len(CONFIGS)], episode_length=args.length), next(seeds), size)
+        for dataset in args.dataset
+        for i in range(batches)
+    ]
+    outcomes = dict.fromkeys(args.dataset, NOTHING)
+    context = multiprocessing.get_context("spawn")
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[found]}"))
+    with (
+        ProcessPoolExecutor(args.workers, mp_context=context) as pool,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        bar = progress.add_task("episodes", total=len(tasks) * size, found="")
+        for future in as_completed({pool.submit(run_task, t): t for t in tasks}):
+            task, outcome = future.result()
+            outcomes[task.dataset] += outcome
+            found = sum(len(o.disagreements) for o in outcomes.values())
+            progress.update(bar, advance=size, found=f"{found} disagreements")
+    return outcomes
+
+
+def run_task(task: Task) -> tuple[Task, Outcome]:
+    """One batch, in a worker."""
+    return task, compare(load(task.dataset), task.config, task.episodes, task.seed)
+
+
+@functools.cache
+def load(dataset: str) -> Market:
+    """The whole market of a dataset."""
+    return load_market(dataset)
+
+
+def print_outcomes(outcomes: dict[str, Outcome]) -> None:
+    """The table, the events, and the first disagreements."""
+    console = Console()
+    table = Table(title="simulator and float64 twin", caption="in brackets: near-ties taken as float32 took them")
+    table.add_column("dataset", overflow="fold", min_width=22)
+    for name in ("episodes", "steps", "near-ties", "error", "wrong"):
+        table.add_column(name, justify="right", no_wrap=True)
+    total = sum(outcomes.values(), NOTHING)
+    for name, o in (*outcomes.items(), ("all", total)):
+        error = f"{max(o.wallet_error, o.equity_error):.1e}"
+        ties = f"{o.near_ties:,} ({o.flipped:,})"
+        table.add_row(name, f"{o.episodes:,}", f"{o.steps:,}", ties, error, str(len(o.disagreements)))
+    console.print(table)
+    console.print(", ".join(f"{name} {n:,}" for name, n in total.events.items()))
+    for why in total.disagreements[:5]:
+        console.print(why, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
