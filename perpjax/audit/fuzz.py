@@ -1,0 +1,267 @@
+"""Random steps by the million, each of them checked on the device.
+
+python -m perpjax.audit.fuzz --steps 1_000_000_000
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Bool, Int
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
+from perpjax.audit.draws import CONFIGS, draw_params
+from perpjax.batching import cond_any
+from perpjax.data.dataset import load_market
+from perpjax.env import PerpEnv
+from perpjax.market import Market
+from perpjax.orders import hold_action, sample_action
+from perpjax.params import EnvConfig
+from perpjax.state import Ledger, Lots, State, add, unrealised
+from perpjax.wrappers import RESET_ROWS
+
+CHUNK = 256
+"""Steps of every environment between two looks of the host."""
+CALM = (0.0, 0.5, 0.97)
+"""How often an account leaves well alone; a third of the environments each."""
+MONEY = 1e-6
+"""What float32 may leave out of a sum of money, relative to its largest term."""
+_ENDS = ("stopped", "targets", "timed_out", "closed", "liquidated")
+
+
+def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Array, ""]]:
+    """What must hold after any step from a state that is not over: name to whether it does.
+
+    The last one says that no lot costs more than its margin and fees: what is not posted as margin (the free money)
+    falls only by what the new lot posts and pays to enter, whatever happens to the others.
+    """
+    params, market = env.params, env.market
+    lots, ledger = after.account.lots, after.account.ledger
+    wallet, held = after.account.wallet, lots.quantity > 0
+    tick_value = market.instrument_at(after.instrument).tick_value
+    mark = market.bar(after.t).mark_before
+    account = jnp.maximum(jnp.maximum(before.account.wallet, before.equity), wallet)
+    moved = jnp.sum(lots.quantity * jnp.abs(mark - lots.entry)) * tick_value
+    size = jnp.maximum(params.initial_equity, account) + moved
+
+    opened = ledger.opened - before.account.ledger.opened
+    new = held & (lots.age == 1)
+    free, was_free = (s.account.wallet - jnp.sum(s.account.lots.margin) for s in (after, before))
+    paid = jnp.sum(jnp.where(new, lots.margin + params.taker_fee * lots.quantity * lots.entry * tick_value, 0))
+    stillborn = opened > jnp.sum(new)  # opened and gone in one bar: its margin is known to be at most what was free
+    floor = 1e-3 * params.initial_equity
+    gain = jnp.log(jnp.maximum(after.equity, floor) / jnp.maximum(before.equity, floor))
+    noise = MONEY * (10 + 2 * size / jnp.maximum(jnp.minimum(before.equity, after.equity), floor))
+    return {
+        "all numbers finite": _all_finite(after),
+        "quantities, margins, ages not negative": _all(lots, ("quantity", "margin", "age", "leverage"), 0),
+        "levels and quantities whole": _are_whole(lots),
+        "free slots empty, one side": _are_tidy(lots, held),
+        "leverage within its limit": jnp.all(~held | (lots.leverage >= 1) & (lots.leverage <= params.max_leverage)),
+        "counts and fees never fall": _never_fall(before.account.ledger, ledger),
+        "opened = ended + held": ledger.opened == sum(getattr(ledger, n) for n in _ENDS) + jnp.sum(held),
+        "one verdict an order": jnp.sum(ledger.refused) == jnp.sum(before.account.ledger.refused) + 1,
+        "wallet = initial + realised - fees - funding - losses": _balances(after, params.initial_equity),
+        "equity = wallet + unrealised": jnp.abs(after.equity - wallet - unrealised(lots, mark, tick_value))
+        <= MONEY * size,
+        "clock and flags": (after.t == before.t + 1)
+        & (after.terminated == (after.equity <= params.ruin_fraction * params.initial_equity))
+        & (after.truncated == (~after.terminated & (after.t >= after.end))),
+        "reward = log return, less penalties": jnp.where(
+            env.config.reward == "shaped", after.reward <= gain + noise, jnp.abs(after.reward - gain) <= noise
+        ),
+        "free money not negative": free >= -MONEY * size,
+        "no lot costs more than margin and fees": stillborn | (free >= was_free - paid - MONEY * size),
+    }
+
+
+def _all_finite(state: State) -> Bool[Array, ""]:
+    leaves = jax.tree.leaves(state.replace(key=None))
+    return functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in leaves))
+
+
+def _all(tree: Lots | Ledger, names: Sequence[str], least: float) -> Bool[Array, ""]:
+    return functools.reduce(jnp.logical_and, (jnp.all(getattr(tree, n) >= least) for n in names))
+
+
+def _are_whole(lots: Lots) -> Bool[Array, ""]:
+    numbers = jnp.stack([lots.quantity, lots.entry, lots.stop, lots.target, lots.liquidation])
+    return jnp.all(numbers == jnp.round(numbers))
+
+
+def _are_tidy(lots: Lots, held: Bool[Array, "lots"]) -> Bool[Array, ""]:
+    empty = functools.reduce(jnp.logical_and, (jnp.all(held | (x == 0)) for x in jax.tree.leaves(lots)))
+    sides = jnp.abs(jnp.sum(lots.side)) == jnp.sum(held)
+    return empty & sides & jnp.all(~held | (jnp.abs(lots.side) == 1))
+
+
+def _never_fall(before: Ledger, after: Ledger) -> Bool[Array, ""]:
+    names = (*_ENDS, "opened", "ambiguous", "refused", "fees", "traded_notional", "liquidation_losses")
+    return functools.reduce(jnp.logical_and, (jnp.all(getattr(after, n) >= getattr(before, n)) for n in names))
+
+
+def _balances(state: State, initial: Array) -> Bool[Array, ""]:
+    """In two-float arithmetic; a step's fees and losses were each added up in float32 before they were posted."""
+    a, ledger = state.account, state.account.ledger
+    fees, funding, realised, losses, _ = ledger.low
+    rest, _ = add(
+        (a.wallet, a.wallet_low), -initial,
+        -ledger.realised, ledger.fees, ledger.funding, ledger.liquidation_losses, -realised, fees, funding, losses,
+    )  # fmt: skip
+    exact = initial + jnp.abs(ledger.realised) + jnp.abs(ledger.funding)
+    return jnp.abs(rest) <= 1e-10 * exact + 1e-7 * (ledger.fees + ledger.liquidation_losses)
+
+
+class Tally(NamedTuple):
+    """What a run has come to."""
+
+    steps: int
+    episodes: int
+    ruined: int
+    liquidated: int
+    broken: dict[str, int]
+    """How often each check failed."""
+
+    def __add__(self, other: "Tally") -> "Tally":
+        broken = {n: self.broken.get(n, 0) + other.broken.get(n, 0) for n in other.broken | self.broken}
+        return Tally(*(a + b for a, b in zip(self[:4], other[:4], strict=True)), broken)
+
+
+NOTHING = Tally(0, 0, 0, 0, {})
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tuple[State, Int[Array, "3"], dict]:
+    """Random orders for every environment; `env.params` and `calm` are [envs].
+
+    Returns:
+      The states, how many episodes ended, were ruined and lots liquidated, and how often each check failed.
+    """
+
+    def one(params, state: State, calm: Array, key: Array):
+        own = env.replace(params=params)
+        key_idle, key_action = jax.random.split(key)
+        action = sample_action(key_action, env.config)
+        action = jnp.where(jax.random.uniform(key_idle) < calm, hold_action(env.config), action)
+        after = own.step(state, action)
+        failed = {name: ~holds for name, holds in check_step(own, state, after).items()}
+        done = after.terminated | after.truncated
+        liquidated = after.account.ledger.liquidated - state.account.ledger.liquidated
+        fresh = cond_any(done, lambda e, s: e.reset(s.key), lambda e, s: s, own, after, few=RESET_ROWS)
+        return fresh, jnp.stack([done, after.terminated, liquidated]).astype(jnp.int32), failed
+
+    def step(states: State, key: Array):
+        keys = jax.random.split(key, calm.shape[0])
+        states, events, failed = jax.vmap(one)(env.params, states, calm, keys)
+        return states, (jnp.sum(events, axis=0), jax.tree.map(jnp.sum, failed))
+
+    states, (events, failed) = jax.lax.scan(step, states, jax.random.split(key, steps))
+    return states, jnp.sum(events, axis=0), jax.tree.map(lambda x: jnp.sum(x, axis=0), failed)
+
+
+def fuzz(
+    market: Market,
+    config: EnvConfig,
+    steps: int,
+    num_envs: int = 4096,
+    seed: int = 0,
+    progress: Callable[[Tally], None] = lambda tally: None,
+) -> Tally:
+    """Play at least `steps` random steps with drawn parameters, and count what does not hold.
+
+    Args:
+      progress: is told what each chunk came to.
+    """
+    env = PerpEnv(market, draw_params(np.random.default_rng(seed), num_envs), config)
+    key, key_reset = jax.random.split(jax.random.key(seed))
+    reset = jax.jit(jax.vmap(lambda e, p, k: e.replace(params=p).reset(k), (None, 0, 0)))
+    states = reset(env, env.params, jax.random.split(key_reset, num_envs))
+    calm = jnp.resize(jnp.array(CALM), num_envs)
+    total, chunk = NOTHING, max(1, min(CHUNK, -(-steps // num_envs)))
+    while total.steps < steps:
+        key, key_chunk = jax.random.split(key)
+        states, events, failed = play(env, states, calm, key_chunk, chunk)
+        tally = Tally(chunk * num_envs, *events.tolist(), {name: int(n) for name, n in failed.items()})
+        total += tally
+        progress(tally)
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Play random steps on random accounts and check every one of them; exit status 1 if anything does not hold.
+
+    No number may become infinite or NaN, no quantity negative; the ledger must add up to the wallet, equity to the
+    wallet and what is unrealised, opened lots to those ended and those held; rewards must be the log return; and no
+    lot may cost more than its margin and fees. Fees, slippage, exposure, leverage and accounts are drawn; both action
+    codecs and the three intrabar rules take turns on every dataset.
+    """
+
+    steps: int = 20_000_000
+    """In all; rounded up to whole chunks."""
+    dataset: tuple[str, ...] = ("synthetic:crash", "synthetic:signal", "synthetic:martingale")
+    """Synthetic markets, or folders written by `python -m perpjax.data.build`; they take equal shares."""
+    num_envs: int = 4096
+    """Environments stepped together."""
+    seed: int = 0
+    """Of everything drawn."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = tyro.cli(Args, args=argv, prog="python -m perpjax.audit.fuzz")
+    try:
+        tallies = run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_tallies(tallies)
+    return int(any(sum(t.broken.values()) for t in tallies.values()))
+
+
+def run(args: Args) -> dict[str, Tally]:
+    """The tally of each dataset."""
+    for name, value in (("steps", args.steps), ("num_envs", args.num_envs)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    markets = {dataset: load_market(dataset) for dataset in args.dataset}
+    each = -(-args.steps // (len(markets) * len(CONFIGS)))
+    tallies = dict.fromkeys(markets, NOTHING)
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[found]}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("steps", total=each * len(markets) * len(CONFIGS), found="")
+        for i, config in enumerate(CONFIGS):
+            for dataset, market in markets.items():
+
+                def tell(tally: Tally, dataset: str = dataset) -> None:
+                    tallies[dataset] += tally
+                    broken = sum(sum(t.broken.values()) for t in tallies.values())
+                    progress.update(bar, advance=tally.steps, found=f"{broken} broken")
+
+                fuzz(market, config, each, args.num_envs, args.seed * len(CONFIGS) + i, tell)
+    return tallies
+
+
+def print_tallies(tallies: dict[str, Tally]) -> None:
+    """The table, and the checks with how often each failed."""
+    console, table, total = Console(), Table(title="random steps"), sum(tallies.values(), NOTHING)
+    table.add_column("dataset", overflow="fold", min_width=22)
+    for name in ("steps", "episodes", "ruined", "liquidated"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, tally in (*tallies.items(), ("all", total)):
+        table.add_row(name, *(f"{n:,}" for n in tally[:4]))
+    console.print(table)
+    for name, count in total.broken.items():
+        console.print(f"{'failed ' + format(count, ',') + ' times' if count else 'always'}: {name}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""The same seed on the same machine: the same bits, in another process too."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perpjax.audit.fingerprint import fingerprint
+
+SCRIPT = pathlib.Path(__file__).with_name("determinism.py")
+
+
+def run(seed: int) -> dict[str, str]:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, str(seed)], capture_output=True, text=True, check=True, cwd=SCRIPT.parents[1]
+    )
+    return json.loads(done.stdout)
+
+
+def test_a_rollout_and_a_training_run_are_the_same_in_two_processes():
+    first, second, other = run(0), run(0), run(1)
+    assert set(first) == {"rollout", "training"}
+    assert first == second
+    assert all(first[name] != other[name] for name in first)
+
+
+def test_a_fingerprint_sees_every_bit_and_every_name():
+    tree = {"a": jnp.arange(3.0), "key": jax.random.key(0)}
+    assert fingerprint(tree) == fingerprint({"key": jax.random.key(0), "a": np.arange(3.0, dtype=np.float32)})
+    others = [
+        {"a": jnp.arange(3.0).at[0].set(-0.0), "key": jax.random.key(0)},
+        {"a": jnp.arange(3), "key": jax.random.key(0)},
+        {"a": jnp.arange(3.0)[None], "key": jax.random.key(0)},
+        {"b": jnp.arange(3.0), "key": jax.random.key(0)},
+        {"a": jnp.arange(3.0), "key": jax.random.key(1)},
+    ]
+    assert len({fingerprint(t) for t in [tree, *others]}) == 6
