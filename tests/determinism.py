@@ -30,7 +30,7 @@ def rollout(env: AutoReset, key: jax.Array):
 def main(seed: int) -> None:
     env = AutoReset(PerpEnv(load_market("synthetic:crash?bars=12000"), config=EnvConfig(episode_length=200)))
     config = Config(num_envs=64, num_steps=16, total_steps=4096, seed=seed, hidden=(16,))
-    state = init_train(env, config, jax.random.key(config.seed))
+    state = jax.jit(init_train, static_argnums=1)(env, config, jax.random.key(config.seed))
     state, _ = compile_training(env, state, config, config.num_updates)(env, state)
     prints = {"rollout": rollout(env, jax.random.key(seed)), "training": state.learner}
     print(json.dumps({name: fingerprint(tree) for name, tree in prints.items()}))
