@@ -32,7 +32,11 @@ def main(seed: int) -> None:
     config = Config(num_envs=64, num_steps=16, total_steps=4096, seed=seed, hidden=(16,))
     state = jax.jit(init_train, static_argnums=1)(env, config, jax.random.key(config.seed))
     state, _ = compile_training(env, state, config, config.num_updates)(env, state)
-    prints = {"rollout": rollout(env, jax.random.key(seed)), "training": state.learner}
+    prints = {
+        "rollout": rollout(env, jax.random.key(seed)),
+        "another rollout": rollout(env, jax.random.key(seed + 1)),
+        "training": state.learner,
+    }
     print(json.dumps({name: fingerprint(tree) for name, tree in prints.items()}))
 
 

@@ -343,7 +343,7 @@ def test_a_feature_function_of_the_users_is_needed_once(files, tmp_path, monkeyp
     assert json.loads((out / "manifest.json").read_text())["features"] == "mine:two"
     (tmp_path / "mine2.py").write_text("def fails(bars, funding):\n    raise KeyError('nope')\nnumber = 3\n")
     for spec, words in [
-        ("mine2:fails", "--features mine2:fails: raised KeyError: 'nope'"),
+        ("mine2:fails", "features mine2:fails: raised KeyError: 'nope'"),
         ("mine2:number", "is a int, not a function"),
         ("mine2:absent", "has no attribute 'absent'"),
         ("nomodule:f", "No module named 'nomodule'"),

@@ -74,7 +74,7 @@ def test_wheel_imports_from_another_folder(installed, tmp_path):
     code = """
 import importlib, json, pkgutil, perpjax, train
 names = [m.name for p in (perpjax, train) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
-files = [importlib.import_module(n).__file__ for n in names if not n.endswith("__main__")]
+files = [importlib.import_module(n).__file__ for n in names]
 print(json.dumps([perpjax.__file__, train.__file__, *files]))
 """
     files = json.loads(ask(installed, code, tmp_path))

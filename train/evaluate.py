@@ -1,19 +1,14 @@
 """How a policy does on a market: whole episodes from evenly spaced first bars."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from perpjax import AutoReset, PerpEnv, State
+from perpjax import PerpEnv
 from perpjax.orders import hold_action, sample_action
-from perpjax.wrappers import Episode
-
-Act = Callable[[Array, State], Array]
-"""(key, state) to an action."""
+from perpjax.rollout import Act, play_windows, window_starts
 
 
 class Result(NamedTuple):
@@ -49,17 +44,6 @@ def random(env: PerpEnv) -> Act:
     return lambda key, state: sample_action(key, env.config)
 
 
-def window_starts(env: PerpEnv) -> Int[np.ndarray, "windows"]:
-    """First bars of the whole episodes that fit into the market's segments without overlap."""
-    length, segments = env.config.episode_length, env.market.segments
-    return np.concatenate(
-        [
-            np.arange(first, last + 2 - length, length)
-            for first, last in zip(np.asarray(segments.first), np.asarray(segments.last), strict=True)
-        ]
-    )
-
-
 def evaluate(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "windows"] | None = None) -> Result:
     """Play one episode from each first bar, by default every window that fits without overlap.
 
@@ -69,10 +53,7 @@ def evaluate(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "window
       starts: first bars.
     """
     starts = window_starts(env) if starts is None else starts
-    env.check_start(starts)
-    if not isinstance(act, jax.tree_util.Partial):
-        act = jax.tree_util.Partial(act)
-    episode = _play(env, act, key, jnp.asarray(starts))
+    episode = play_windows(env, act, key, starts)
     episode = jax.tree.map(lambda x: np.asarray(x, np.float64), episode)
     initial = float(env.params.initial_equity)
     ledger = episode.ledger
@@ -83,27 +64,3 @@ def evaluate(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "window
         fees=ledger.fees / initial,
         liquidations=ledger.liquidated,
     )
-
-
-@jax.jit
-def _play(env: PerpEnv, act: Act, key: Array, starts: Int[Array, "windows"]) -> Episode:
-    """The episodes' statistics, [windows]."""
-    wrapped = AutoReset(env)
-
-    def step(carry: tuple, key: Array) -> tuple:
-        state, done, kept = carry
-        keys = jax.random.split(key, starts.shape[0])
-        state = jax.vmap(wrapped.step)(state, jax.vmap(act)(keys, state))
-        kept = jax.tree.map(lambda old, new: jnp.where(_like(done, new), old, new), kept, state.episode)
-        return (state, done | state.terminated | state.truncated, kept), None
-
-    keys = jax.random.split(key, starts.shape[0])
-    state = jax.vmap(wrapped.reset)(keys, starts)
-    done = jnp.zeros(starts.shape[0], bool)
-    carry = (state, done, state.episode)
-    (_, _, episode), _ = jax.lax.scan(step, carry, jax.random.split(key, env.config.episode_length))
-    return episode
-
-
-def _like(mask: Array, x: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))

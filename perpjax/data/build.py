@@ -151,19 +151,19 @@ def find_features(spec: str) -> str | FeatureFunction | None:
         return None
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
-        raise ValueError(f"--features {spec!r} is not core, none or module:function")
+        raise ValueError(f"features {spec!r} is not core, none or module:function")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--features {spec}: {error}") from error
+        raise ValueError(f"features {spec}: {error}") from error
     if not callable(function):
-        raise ValueError(f"--features {spec}: is a {type(function).__name__}, not a function")
+        raise ValueError(f"features {spec}: is a {type(function).__name__}, not a function")
 
     def call(bars: pa.Table, funding: pa.Table | None) -> pa.Table:
         try:
             return function(bars, funding)
         except Exception as error:
-            raise DataError(f"--features {spec}: raised {type(error).__name__}: {error}") from error
+            raise DataError(f"features {spec}: raised {type(error).__name__}: {error}") from error
 
     return call
 

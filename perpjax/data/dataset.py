@@ -149,6 +149,19 @@ def load_market(source: str | os.PathLike[str], split: str | None = None) -> Mar
     return cut_split(dataset.market, dataset.splits[SPLIT_NAMES.index(split)])
 
 
+def load_tables(source: str | os.PathLike[str]) -> dict[str, pa.Table | None]:
+    """What a market is built from: `candles`, and `mark` and `funding` where there are any.
+
+    Args:
+      source: as in `load_market`, with its errors.
+    """
+    name = str(source)
+    if name.startswith(_SYNTHETIC):
+        return synthetic_by_query(name.removeprefix(_SYNTHETIC))._asdict()
+    folder = Path(source)
+    return _read_files(folder, read_manifest(folder))
+
+
 def _parse_query(query: str) -> dict[str, int | float]:
     """Numbers by name, of "seed=3&bars=70080"."""
     numbers: dict[str, int | float] = {}
@@ -161,10 +174,15 @@ def _parse_query(query: str) -> dict[str, int | float]:
     return numbers
 
 
+def synthetic_by_query(name: str) -> synthetic.Tables:
+    """The tables of "NAME" or "NAME?seed=3&bars=70080"."""
+    name, _, query = name.partition("?")
+    return synthetic.synthetic_tables(name, **_parse_query(query))
+
+
 @functools.lru_cache(maxsize=4)
 def _load_synthetic(name: str) -> Dataset:
-    name, _, query = name.partition("?")
-    tables = synthetic.synthetic_tables(name, **_parse_query(query))
+    tables = synthetic_by_query(name)
     market = build(tables.candles, tables.mark, tables.funding, tables.instrument).market
     splits = split_by_fraction(market)
     return Dataset(attach_scaler(market, fit_on_train(market, splits)), splits)
@@ -173,18 +191,7 @@ def _load_synthetic(name: str) -> Dataset:
 def load_dataset(folder: Path) -> Dataset:
     """A dataset folder, every file verified; see `load_market` for the errors."""
     manifest = read_manifest(folder)
-    tables = {}
-    for name, digest in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise DataError(f"{path}: is missing; the dataset is incomplete, build it again")
-        data = path.read_bytes()
-        if (found := hashlib.sha256(data).hexdigest()) != digest:
-            raise DataError(
-                f"{path}: is not the file that was written (SHA-256 {found[:12]}..., not {digest[:12]}...); "
-                "build the dataset again"
-            )
-        tables[path.stem] = pa.parquet.read_table(pa.BufferReader(data))
+    tables = _read_files(folder, manifest)
     names = tuple(manifest["scaler"])
     pairs = np.array([[x["mean"], x["scale"]] for x in manifest["scaler"].values()]).reshape(-1, 2)
     built = build(
@@ -202,6 +209,23 @@ def load_dataset(folder: Path) -> Dataset:
         if manifest[name] != value:
             raise DataError(f"{folder}: rebuilt with {name} = {value}, not {manifest[name]}; build the dataset again")
     return Dataset(built.market, splits)
+
+
+def _read_files(folder: Path, manifest: dict[str, Any]) -> dict[str, pa.Table]:
+    """The tables of a dataset by the stem of their files, every file verified."""
+    tables = {}
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: is missing; the dataset is incomplete, build it again")
+        data = path.read_bytes()
+        if (found := hashlib.sha256(data).hexdigest()) != digest:
+            raise DataError(
+                f"{path}: is not the file that was written (SHA-256 {found[:12]}..., not {digest[:12]}...); "
+                "build the dataset again"
+            )
+        tables[path.stem] = pa.parquet.read_table(pa.BufferReader(data))
+    return tables
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

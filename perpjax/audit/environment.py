@@ -1,0 +1,198 @@
+"""Does the environment look ahead? The same actions are played in markets that differ only from a bar on."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from perpjax.audit.report import Audit, Item, Movement
+from perpjax.data.dataset import format_time
+from perpjax.env import PerpEnv
+from perpjax.instrument import EXACT
+from perpjax.market import Market
+from perpjax.orders import sample_action
+from perpjax.rollout import Act
+from perpjax.state import State
+
+BEFORE, AFTER = 48, 24
+"""Decisions from the earliest start to the cut, and from there to the end of play."""
+
+ALTERATIONS = {"perturbed": 1, "shuffled": 1, "perturbed, with what is known at its open": 0}
+"""How a market is altered, and how many rows after the cut the features and the ATR begin to differ.
+
+Candles always differ from the cut on. In the third kind so does what they make known at the cut's own open: only the
+observation and the reward there may see that, never the account. (An ATR used a bar early is found so.)
+"""
+_OBSERVED = ("obs", "reward")
+
+
+def audit_env(
+    env: PerpEnv, *, policy: Act | None = None, cuts: Sequence[int] | None = None, num_envs: int = 32, seed: int = 0
+) -> Audit:
+    """Judge every leaf of the environment's `State`: is it the same bits up to T_t whatever the market does after T_t?
+
+    Args:
+      env: a `PerpEnv`, or anything with its `reset`, `step`, `market` and `config` that `dataclasses.replace` can copy.
+      policy: `(key, state)` to an action, the same in every market; uniformly random actions by default.
+      cuts: bars t from which the market is altered; by default the last one that may be traded and five drawn ones.
+      num_envs: episodes a market; they start from 48 bars before the cut up to the cut itself.
+
+    Returns:
+      An item a leaf. `movement.bar` is the first decision at which it differed. A remark tells if nothing differed
+      even after the cut, or if no lot was opened before it: then the audit had nothing to see.
+
+    Raises:
+      ValueError: a cut that may not be traded, or no environments.
+    """
+    rng = np.random.default_rng(seed)
+    cuts = _draw_cuts(env, rng) if cuts is None else list(cuts)
+    env.check_start(np.asarray(cuts))
+    if num_envs < 1:
+        raise ValueError(f"num_envs = {num_envs} is not positive")
+    act = policy or (lambda key, state: sample_action(key, env.config))
+    play = _compile_play(env, act, min(BEFORE, env.config.episode_length) + AFTER)
+    found: dict[str, Item] = {}
+    opened, reacts, names = 0, False, ()
+    for cut in cuts:
+        starts, key = _spread_starts(env, cut, num_envs), jax.random.key(int(rng.integers(2**31)))
+        base = _leaves(play(env.market, starts, key))
+        decisions = starts + np.arange(len(base["t"]))[:, None]
+        names, known = tuple(base), decisions <= cut
+        opened += int(base["account.ledger.opened"][known].sum())
+        for alteration in ALTERATIONS:
+            other = _leaves(play(alter_market(env.market, cut, alteration, rng), starts, key))
+            reacts |= bool((base["equity"] != other["equity"])[~known].any())
+            for name in names:
+                until = cut - (name in _OBSERVED and ALTERATIONS[alteration] == 0)
+                moved = _differs(base[name], other[name]) & (decisions <= until)[..., None]
+                if moved.any():
+                    movement = _describe(env, base[name], other[name], moved, decisions, cut, alteration)
+                    if name not in found or found[name].movement.ahead < movement.ahead:
+                        found[name] = Item(name, "accused", _name_entries(moved), movement)
+    remarks = []
+    if not opened:
+        remarks.append("no lot was opened before any cut: what orders do was not seen")
+    if not reacts:
+        remarks.append("equity never differed after a cut either: the audit had nothing to see")
+    return Audit(
+        subject=type(env).__name__,
+        bars=env.market.num_bars,
+        seed=seed,
+        comparisons=len(cuts) * len(ALTERATIONS),
+        items=tuple(found.get(name, Item(name, "clean")) for name in names),
+        remarks=tuple(remarks),
+    )
+
+
+def alter_market(market: Market, cut: int, alteration: str, rng: np.random.Generator) -> Market:
+    """The market with other candles, funding, features and ATR from bar `cut` on; every row stays well-formed.
+
+    Args:
+      alteration: a key of `ALTERATIONS`.
+    """
+    k, late = market.candles_per_bar, cut + ALTERATIONS[alteration]
+    candles, atr, features = (np.array(x) for x in (market.candles, market.atr, market.features))
+    future = candles[cut:]
+    n = len(future)
+    prices = future[:, : -k - 3].reshape(n, -1, 4, k)  # the last price, then the mark if there is one
+    if alteration == "shuffled":
+        order, later = rng.permutation(n), late + rng.permutation(len(atr) - late)
+        prices, valid, rate = prices[order], future[order, -k - 3 : -3], future[order, -3]
+        atr[late:], features[late:] = atr[later], features[later]
+    else:
+        prices = np.clip(np.round(prices * np.exp(rng.uniform(-1, 1, (n, 1, 1, k)))), 1, EXACT)
+        valid = rng.random((n, k)) < 0.9
+        rate = rng.uniform(-0.01, 0.01, n) * (rng.random(n) < 0.2)
+        atr[late:] = np.maximum(1, np.round(atr[late:] * np.exp(rng.uniform(-1, 1, len(atr) - late))))
+        drawn = rng.normal(size=features[late:].shape)
+        features[late:] = np.asarray(market.scaler_mean) + np.asarray(market.scaler_scale) * drawn
+    _repeat_last_close(prices[:, 0], valid > 0, candles[cut - 1, 4 * k - 1])
+    future[:, : -k - 3], future[:, -k - 3 : -3] = prices.reshape(n, -1), valid
+    future[:, -3], future[:, -2] = rate, prices[:, -1, 0, 0]
+    future[1:, -1] = prices[:-1, -1, 3, -1]  # mark close of the bar before; that of bar cut - 1 is known
+    return market.replace(candles=jnp.asarray(candles), atr=jnp.asarray(atr), features=jnp.asarray(features))
+
+
+def _repeat_last_close(last: np.ndarray, valid: np.ndarray, before: float) -> None:
+    """Set the four prices of invalid candles to the last valid close, in place; last [n, 4, K], valid [n, K]."""
+    row = np.maximum.accumulate(np.where(valid.ravel(), np.arange(valid.size), -1))
+    close = np.where(row >= 0, last[:, 3].ravel()[row], before).reshape(valid.shape)
+    last[:] = np.where(valid[:, None], last, close[:, None])
+
+
+def _compile_play(env: PerpEnv, act: Act, steps: int) -> Callable[..., State]:
+    """`(market, starts, key)` to the states of all decisions, [1 + steps, envs]; one program for all markets."""
+
+    @jax.jit
+    def play(market: Market, starts: Array, key: Array) -> State:
+        world = dataclasses.replace(env, market=market)
+
+        def advance(state: State, key: Array) -> tuple[State, State]:
+            keys = jax.random.split(key, starts.shape[0])
+            state = jax.vmap(world.step)(state, jax.vmap(act)(keys, state))
+            return state, state
+
+        first = jax.vmap(world.reset)(jax.random.split(key, starts.shape[0]), starts)
+        states = jax.lax.scan(advance, first, jax.random.split(key, steps))[1]
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
+
+    return play
+
+
+def _draw_cuts(env: PerpEnv, rng: np.random.Generator) -> list[int]:
+    """Five bars with room for the starts before them where there is any, and the last one that may be traded."""
+    firsts, lasts = (np.asarray(x) for x in (env.market.segments.first, env.market.segments.last))
+    bars = np.concatenate([np.arange(min(a + BEFORE, b), b + 1) for a, b in zip(firsts, lasts, strict=True)])
+    return [*rng.choice(bars, 5).tolist(), int(lasts[-1])]
+
+
+def _spread_starts(env: PerpEnv, cut: int, count: int) -> np.ndarray:
+    """First bars from an episode's reach before the cut up to the cut, inside its segment."""
+    segments = jax.tree.map(np.asarray, env.market.segments)
+    first = segments.first[(segments.first <= cut) & (cut <= segments.last)].max()
+    back = np.linspace(min(BEFORE, env.config.episode_length), 0, count).round().astype(np.int32)
+    return np.maximum(cut - back, first).astype(np.int32)
+
+
+def _leaves(states: State) -> dict[str, np.ndarray]:
+    """Every leaf by its path; keys as their numbers."""
+    named: dict[str, Any] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(states):
+        data = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        named[jax.tree_util.keystr(path, simple=True, separator=".")] = np.asarray(data)
+    return named
+
+
+def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Bit for bit, [decisions, environments, entries]."""
+    bits = f"u{a.dtype.itemsize}"
+    return (a.view(bits) != b.view(bits)).reshape(*a.shape[:2], -1)
+
+
+def _describe(
+    env: PerpEnv, a: np.ndarray, b: np.ndarray, moved: np.ndarray, decisions: np.ndarray, cut: int, alteration: str
+) -> Movement:
+    a, b = (x.astype(np.float64).reshape(moved.shape) for x in (a, b))
+    bar, spread = int(decisions[moved.any(axis=-1)].min()), float(a.std())
+    amount = float(np.abs(a - b)[moved].max())
+    amount = amount if np.isfinite(amount) else None
+    return Movement(
+        bar=bar,
+        time=format_time(env.market.open_time_ms(bar)),
+        cut=cut,
+        ahead=max(1, cut + ALTERATIONS[alteration] - bar),
+        alteration=alteration,
+        rows=int(moved.any(axis=-1).sum()),
+        amount=amount,
+        spreads=None if amount is None or spread == 0 else amount / spread,
+    )
+
+
+def _name_entries(moved: np.ndarray) -> tuple[str, ...]:
+    """Which entries of a leaf with several."""
+    entries = moved.any(axis=(0, 1)).nonzero()[0]
+    return (f"entries {', '.join(map(str, entries))}",) if moved.shape[-1] > 1 else ()

@@ -1,0 +1,117 @@
+"""How much hangs on the path inside a candle: the same policy on the same windows under the three intrabar rules."""
+
+import dataclasses
+from typing import get_args
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from rich.table import Table
+
+from perpjax.audit.report import render
+from perpjax.env import PerpEnv
+from perpjax.params import Intrabar
+from perpjax.rollout import Act, play_windows, window_starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Play:
+    """What became of the policy under one rule, each [windows]."""
+
+    returns: Float[np.ndarray, "windows"]
+    """Fractions of the initial equity."""
+    liquidations: Float[np.ndarray, "windows"]
+    stops: Float[np.ndarray, "windows"]
+    targets: Float[np.ndarray, "windows"]
+    ambiguous: Float[np.ndarray, "windows"]
+    """Lots that ended in a candle that reached two or more of their levels and whose open decided nothing."""
+
+    @property
+    def ambiguous_share(self) -> float:
+        """`ambiguous` over all lots that a price ended (liquidations + stops + targets), 0 .. 1; 0 if there is none.
+
+        Lots that were closed by order or by age, and those that are still open, are in neither.
+        """
+        ended = float((self.liquidations + self.stops + self.targets).sum())
+        return float(self.ambiguous.sum()) / ended if ended else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PathSensitivity:
+    """The same policy under `nearest`, `pessimistic` and `optimistic`; `str()` of it is a table."""
+
+    plays: dict[Intrabar, Play]
+
+    @property
+    def ambiguous_share(self) -> float:
+        """That of `nearest`, the default rule: the share of ended lots of which the candles do not say how."""
+        return self.plays["nearest"].ambiguous_share
+
+    def mean_return(self, rule: Intrabar) -> tuple[float, float]:
+        """Mean return of a window and its standard error (NaN with a single window)."""
+        return estimate_mean(self.plays[rule].returns)
+
+    def difference(self, rule: Intrabar) -> tuple[float, float]:
+        """Mean return less that of `nearest` on the same window, and the standard error of the paired difference."""
+        return estimate_mean(self.plays[rule].returns - self.plays["nearest"].returns)
+
+    def __str__(self) -> str:
+        return render(tabulate(self))
+
+
+def path_sensitivity(
+    env: PerpEnv, policy: Act, *, starts: Int[np.ndarray, "windows"] | None = None, seed: int = 0
+) -> PathSensitivity:
+    """Play a policy under each intrabar rule, with the same random numbers from the same first bars.
+
+    Where the results agree, the candles are fine enough. No rule bounds what a policy earns: another exit leaves
+    another account, with which it goes on to trade otherwise.
+
+    Args:
+      env: its own rule does not matter.
+      policy: `(key, state)` to an action.
+      starts: first bars, by default of every window that fits without overlap.
+
+    Raises:
+      ValueError: a first bar that may not be traded.
+    """
+    starts = window_starts(env) if starts is None else starts
+    plays = {}
+    for rule in get_args(Intrabar):
+        ruled = dataclasses.replace(env, config=dataclasses.replace(env.config, intrabar=rule))
+        episode = play_windows(ruled, policy, jax.random.key(seed), starts)
+        episode = jax.tree.map(lambda x: np.asarray(x, np.float64), episode)
+        ledger = episode.ledger
+        plays[rule] = Play(
+            returns=episode.equity / float(env.params.initial_equity) - 1,
+            liquidations=ledger.liquidated,
+            stops=ledger.stopped,
+            targets=ledger.targets,
+            ambiguous=ledger.ambiguous,
+        )
+    return PathSensitivity(plays)
+
+
+def estimate_mean(x: Float[np.ndarray, "n"]) -> tuple[float, float]:
+    """Mean and its standard error, NaN for a single value."""
+    return float(np.mean(x)), float(np.std(x, ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
+
+
+def tabulate(found: PathSensitivity) -> Table:
+    """A row for each rule."""
+    windows = len(found.plays["nearest"].returns)
+    table = Table(title="How much hangs on the path inside a candle", title_justify="left", caption_justify="left")
+    table.caption = (
+        f"{windows} windows; returns in % of initial equity, ± one standard error; the difference is paired by window. "
+        "ambiguous: share of the lots ended by a price whose candle reached several of their levels."
+    )
+    table.add_column("rule", no_wrap=True)
+    for head in ("return %", "less nearest", "liquidations", "stops", "targets", "ambiguous %"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for rule, play in found.plays.items():
+        (mean, error), (less, spread) = found.mean_return(rule), found.difference(rule)
+        counts = (f"{x.sum():.0f}" for x in (play.liquidations, play.stops, play.targets))
+        differs = "-" if rule == "nearest" else f"{100 * less:+.3f} ± {100 * spread:.3f}"
+        share = f"{100 * play.ambiguous_share:.2f}"
+        table.add_row(rule, f"{100 * mean:+.3f} ± {100 * error:.3f}", differs, *counts, share)
+    return table

@@ -1,0 +1,70 @@
+"""Whole episodes of one policy from given first bars, all at once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from perpjax.env import PerpEnv
+from perpjax.state import State
+from perpjax.wrappers import AutoReset, Episode
+
+Act = Callable[[Array, State], Array]
+"""(key, state) to an action."""
+
+
+def window_starts(env: PerpEnv) -> Int[np.ndarray, "windows"]:
+    """First bars of the whole episodes that fit into the market's segments without overlap."""
+    length, segments = env.config.episode_length, env.market.segments
+    return np.concatenate(
+        [
+            np.arange(first, last + 2 - length, length)
+            for first, last in zip(np.asarray(segments.first), np.asarray(segments.last), strict=True)
+        ]
+    )
+
+
+def play_windows(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "windows"]) -> Episode:
+    """Play one episode from each first bar.
+
+    Args:
+      env: the market, parameters and choices to play on.
+      act: the policy; a pytree of arrays (`jax.tree_util.Partial`) avoids a second compilation.
+      key: of all random numbers; windows do not share them.
+      starts: first bars; see `window_starts`.
+
+    Returns:
+      The episodes' statistics, [windows]: each up to its own end.
+
+    Raises:
+      ValueError: a first bar that may not be traded.
+    """
+    env.check_start(starts)
+    if not isinstance(act, jax.tree_util.Partial):
+        act = jax.tree_util.Partial(act)
+    return _play(env, act, key, jnp.asarray(starts))
+
+
+@jax.jit
+def _play(env: PerpEnv, act: Act, key: Array, starts: Int[Array, "windows"]) -> Episode:
+    wrapped = AutoReset(env)
+
+    def step(carry: tuple, key: Array) -> tuple:
+        state, done, kept = carry
+        keys = jax.random.split(key, starts.shape[0])
+        state = jax.vmap(wrapped.step)(state, jax.vmap(act)(keys, state))
+        kept = jax.tree.map(lambda old, new: jnp.where(_like(done, new), old, new), kept, state.episode)
+        return (state, done | state.terminated | state.truncated, kept), None
+
+    keys = jax.random.split(key, starts.shape[0])
+    state = jax.vmap(wrapped.reset)(keys, starts)
+    done = jnp.zeros(starts.shape[0], bool)
+    carry = (state, done, state.episode)
+    (_, _, episode), _ = jax.lax.scan(step, carry, jax.random.split(key, env.config.episode_length))
+    return episode
+
+
+def _like(mask: Array, x: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
