@@ -1,11 +1,15 @@
 """What the README promises: its commands, its example, and the files that it names."""
 
+import importlib.util
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+
+from perpjax import EnvConfig, PerpEnv, load_market
+from perpjax.orders import sample_action
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,7 +27,7 @@ def test_the_two_commands():
 
 def test_the_example_runs():
     """As a newcomer would: pasted into a file, elsewhere."""
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 16
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, cwd=ROOT / "tests"
@@ -33,6 +37,20 @@ def test_the_example_runs():
     # 100 bars of random trading from 10 000: poorer, by fees among other things; 31 features and 9 of the account.
     assert 5_000 < float(equity) < 10_000 and 0 < float(fees) < 5_000
     assert shape.strip() == "(1024, 40)"
+
+
+def test_the_trial_runs(capsys):
+    market = load_market("synthetic:crash?bars=12000", split="val")
+    env = PerpEnv(market, config=EnvConfig(episode_length=96))
+    exec(blocks("python")[1], {"env": env, "policy": lambda key, state: sample_action(key, env.config)})
+    out = capsys.readouterr().out
+    assert "0 of 34 accused" in out and "pessimistic" in out
+
+
+def test_the_modules_of_the_trial_are_there():
+    names = re.findall(r"python -m ([\w.]+)", "".join(blocks("bash")))
+    assert {"perpjax.audit", "perpjax.audit.parity", "perpjax.audit.fuzz", "train.ladder"} <= set(names)
+    assert [name for name in names if importlib.util.find_spec(name) is None] == []
 
 
 def paths_of_table() -> list[str]:
