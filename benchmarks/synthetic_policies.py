@@ -15,25 +15,19 @@ windows; the table is about windows that were not fitted on.
 """
 
 import argparse
-import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from perpjax import PerpEnv
 from perpjax.data import build_market
 from perpjax.data.dataset import split_by_fraction
 from perpjax.data.synthetic import SignalParameters, Tables, synthetic_tables
 from perpjax.data.synthetic_noise import CANDLES_PER_BAR, YEAR_BARS
-from perpjax.env import PerpEnv
 from perpjax.market import FIRST_DECISION, Market
-from perpjax.orders import CLOSE, DIRECTIONS, HOLD, LONG, SHORT, sample_action
-
-THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-"""Candidates for `enter` and `leave`, in units of the drift."""
-RIDGE = 1e-3
-"""Weight of the penalty, relative to the features' variance."""
+from train.evaluate import Act, evaluate, hold, random
+from train.references import Ridge, choose_thresholds, follow
 
 
 class Windows(NamedTuple):
@@ -47,44 +41,10 @@ class Windows(NamedTuple):
     """Fraction of initial equity."""
 
 
-@jax.jit
-def run_estimate(env: PerpEnv, starts: jax.Array, estimate: jax.Array, enter: jax.Array, leave: jax.Array):
-    """Trade by an estimate [N + 1] of the drift, one window from each of `starts` [W]."""
-
-    def act(state, key):
-        del key
-        value, side = estimate[state.t], state.account.lots.side.sum()
-        opens = jnp.where(value > enter, LONG, jnp.where(value < -enter, SHORT, HOLD))
-        closes = jnp.where(value * side < leave, CLOSE, HOLD)
-        return _position(jnp.where(side == 0, opens, closes))
-
-    return _run(env, starts, act)
-
-
-@jax.jit
-def run_random(env: PerpEnv, starts: jax.Array):
-    """Trade by uniformly random actions."""
-    return _run(env, starts, lambda state, key: sample_action(key, env.config))
-
-
-def _position(direction: jax.Array) -> jax.Array:
-    """The `multi_discrete` action: full size, highest leverage, stop 3 ATR, target 6 ATR."""
-    index = jnp.argmax(jnp.asarray(DIRECTIONS) == direction)
-    return jnp.stack([index, 3, 4, 3, 4]).astype(jnp.int32)
-
-
-def _run(env: PerpEnv, starts: jax.Array, act) -> Windows:
-    def window(start, key):
-        def step(state, key):
-            return env.step(state, act(state, key)), None
-
-        state = env.reset(key, start=start)
-        state, _ = jax.lax.scan(step, state, jax.random.split(key, env.config.episode_length))
-        initial = env.params.initial_equity
-        ledger = state.account.ledger
-        return Windows(jnp.log(state.equity / initial), ledger.opened, ledger.fees / initial)
-
-    return jax.vmap(window)(starts, jax.random.split(jax.random.key(0), len(starts)))
+def play(env: PerpEnv, act: Act, starts: np.ndarray) -> Windows:
+    """One window from each of `starts`."""
+    result = evaluate(env, act, jax.random.key(0), starts)
+    return Windows(np.log1p(result.returns), result.trades, result.fees)
 
 
 def filter_drift(tables: Tables, p: SignalParameters) -> np.ndarray:
@@ -111,27 +71,12 @@ def regress_drift(market: Market, drift: np.ndarray, last: int, unseen: int) -> 
     """Ridge regression of the drift on the core features, fitted on bars before `last`.
 
     Returns:
-      The estimate [N + 1] (0 before the features are complete), and its R^2 on the bars from `unseen` on.
+      The estimate [N + 1], and its R^2 on the bars from `unseen` on.
     """
-    features = np.nan_to_num(np.asarray(market.features, np.float64))
-    train = slice(FIRST_DECISION, last)
-    mean, scale = features[train].mean(axis=0), features[train].std(axis=0)
-    x = np.clip((features - mean) / np.where(scale > 0, scale, 1.0), -10, 10)
-    a, b = x[train], drift[train]
-    weights = np.linalg.solve(a.T @ a + RIDGE * len(a) * np.eye(a.shape[1]), a.T @ (b - b.mean()))
-    estimate = x @ weights + b.mean()
-    estimate[:FIRST_DECISION] = 0.0
+    features, train = np.asarray(market.features, np.float64), slice(FIRST_DECISION, last)
+    estimate = Ridge(features[train], drift[train]).predict(features)
     error = np.mean((drift[unseen:] - estimate[unseen:-1]) ** 2)
     return estimate, float(1 - error / np.var(drift[unseen:]))
-
-
-def best_thresholds(env: PerpEnv, starts: np.ndarray, estimate: np.ndarray, unit: float) -> tuple[float, float]:
-    """`enter` and `leave` with the best mean return over the windows."""
-    pairs = unit * np.array([(a, b) for a in THRESHOLDS for b in THRESHOLDS if b <= a], np.float32)
-    run = jax.vmap(functools.partial(run_estimate, env, starts, jnp.asarray(estimate, jnp.float32)))
-    means = run(*jnp.asarray(pairs.T)).returns.mean(axis=1)
-    enter, leave = pairs[int(jnp.argmax(means))].tolist()
-    return enter, leave
 
 
 def measure(seed: int, bars: int, parameters: dict[str, float]) -> dict[str, dict[str, Windows]]:
@@ -142,19 +87,16 @@ def measure(seed: int, bars: int, parameters: dict[str, float]) -> dict[str, dic
     env, drift = PerpEnv(market), tables.latent["drift"]
     length = env.config.episode_length
     splits = split_by_fraction(market, episode_length=length)
-    starts = {s.name: jnp.arange(s.start, s.stop - length + 1, length) for s in splits}
+    starts = {s.name: np.arange(s.start, s.stop - length + 1, length) for s in splits}
     regression, r2 = regress_drift(market, drift, splits[0].stop, splits[1].start)
     estimates = {"oracle": np.append(drift, 0.0), "filter": filter_drift(tables, p), "causal": regression}
-    results: dict[str, dict[str, Windows]] = {}
+    policies: dict[str, Act] = {}
     for name, estimate in estimates.items():
-        enter, leave = best_thresholds(env, starts["train"], estimate, p.drift)
+        enter, leave = choose_thresholds(env, estimate, p.drift, starts["train"])
         print(f"seed {seed}  {name}: enter {enter / p.drift:.1f}, leave {leave / p.drift:.1f} of the drift")
-        values = jnp.asarray(estimate, jnp.float32)
-        results[name] = {
-            split: run_estimate(env, s, values, jnp.float32(enter), jnp.float32(leave)) for split, s in starts.items()
-        }
-    results["hold"] = {s: jax.tree.map(np.zeros_like, w) for s, w in results["oracle"].items()}
-    results["random"] = {split: run_random(env, s) for split, s in starts.items()}
+        policies[name] = follow(estimate, enter, leave)
+    policies |= {"hold": hold(env), "random": random(env)}
+    results = {name: {split: play(env, act, s) for split, s in starts.items()} for name, act in policies.items()}
     print(f"seed {seed}  R^2 of the regression on unseen bars {r2:.2f}")
     return results
 

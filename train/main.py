@@ -6,6 +6,7 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array
 
-from perpjax import AutoReset, EnvParams, PerpEnv, State, load_market
+from perpjax import AutoReset, EnvParams, Market, PerpEnv, State, load_market
 from train.checkpoint import save_learner, write_json
 from train.config import Config, Settings
 from train.display import Display, print_results
@@ -45,41 +46,68 @@ def train(config: Config) -> Learner:
     with Display(config.num_updates * config.num_envs * config.num_steps) as display, _Interrupt() as interrupt:
         display.stage(f"loading {config.dataset}")
         train_env, validation_env = (make_env(config, split) for split in ("train", "val"))
-        env = AutoReset(train_env)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "config.json", config.to_json())
-        display.stage("compiling")
-        state = jax.jit(init_train, static_argnums=1)(env, config, jax.random.key(config.seed))
-        step = compile_training(env, state, config, config.chunk)
-        began, update = time.monotonic(), 0
-        with open(run_dir / "metrics.jsonl", "a") as log:
-            while update < config.num_updates and not interrupt.wanted:
-                state, stacked = step(env, state)
-                stacked = jax.tree.map(np.asarray, stacked)
-                for i in range(config.chunk):
-                    update += 1
-                    metrics = summarise({k: v[i] for k, v in stacked.items()}, update, config)
-                    _check_finite(metrics)
-                    metrics["seconds"] = round(time.monotonic() - began, 3)
-                    metrics["steps_per_second"] = metrics["steps"] / (time.monotonic() - began)
-                    log.write(json.dumps(metrics) + "\n")
-                log.flush()
-                display.show(metrics)
+        with open(run_dir / "metrics.jsonl", "a", buffering=1) as log:
+            learner = learn(
+                train_env, config, display, lambda line: log.write(json.dumps(line) + "\n"), lambda: interrupt.wanted
+            )
         display.stage("saving and evaluating")
-        save_learner(run_dir, state.learner)
-        results = compare(validation_env, state.learner, config)
+        save_learner(run_dir, learner)
+        results = compare(validation_env, learner, config)
     windows = len(results["hold"].returns)
     print_results(
         results, f"Validation split of {config.dataset}: mean of {windows} x {config.env.episode_length} bars"
     )
-    print(f"{'stopped early, ' if update < config.num_updates else ''}saved to {run_dir}")
+    print(f"{'stopped early, ' if int(learner.update) < config.num_updates else ''}saved to {run_dir}")
+    return learner
+
+
+def learn(
+    env: PerpEnv,
+    config: Config,
+    display: Display,
+    record: Callable[[dict[str, Any]], object] = lambda metrics: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Learner:
+    """The training loop: compile, then update after update, a chunk of them between two looks of the host.
+
+    Args:
+      env: what is learnt from.
+      display: shows each chunk's last metrics.
+      record: is given the metrics of every update.
+      interrupted: asked before each chunk; True ends the training early.
+
+    Raises:
+      ValueError: the training has diverged.
+    """
+    display.stage("compiling")
+    env = AutoReset(env)
+    state = jax.jit(init_train, static_argnums=1)(env, config, jax.random.key(config.seed))
+    step = compile_training(env, state, config, config.chunk)
+    began, update = time.monotonic(), 0
+    while update < config.num_updates and not interrupted():
+        state, stacked = step(env, state)
+        stacked = jax.tree.map(np.asarray, stacked)
+        for i in range(config.chunk):
+            update += 1
+            metrics = summarise({k: v[i] for k, v in stacked.items()}, update, config)
+            _check_finite(metrics)
+            metrics["seconds"] = round(time.monotonic() - began, 3)
+            metrics["steps_per_second"] = metrics["steps"] / (time.monotonic() - began)
+            record(metrics)
+        display.show(metrics)
     return state.learner
 
 
 def make_env(config: Config, split: str) -> PerpEnv:
     """The environment of one split of the configured dataset."""
-    params = EnvParams(**dataclasses.asdict(config.params))
-    return PerpEnv(load_market(config.dataset, split=split), params, config.env)
+    return wrap_market(load_market(config.dataset, split=split), config)
+
+
+def wrap_market(market: Market, config: Config) -> PerpEnv:
+    """The environment of any market, with the configured numbers and choices."""
+    return PerpEnv(market, EnvParams(**dataclasses.asdict(config.params)), config.env)
 
 
 def greedy(learner: Learner, config: Config) -> Act:

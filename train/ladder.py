@@ -1,0 +1,201 @@
+"""The learnability ladder: does a trainer find what is there, and leave alone what is not?
+
+python -m train.ladder
+python -m train.ladder --rungs leak ruin --seeds 2
+python -m train.ladder --broken all
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+import platform
+import sys
+import time
+from typing import Any, Literal, get_args
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import perpjax
+from perpjax import PerpEnv
+from train.checkpoint import write_json
+from train.config import Config
+from train.display import Display
+from train.ladder_rungs import Figures, Run, Rung, Verdict, all_rungs, judge
+from train.main import learn
+from train.plotting import draw_verdicts
+from train.ppo import Learner
+from train.sabotage import Fault, sabotage
+
+RungName = Literal["martingale", "signal", "leak", "costs", "ruin"]
+CAUGHT_BY: dict[Fault, tuple[RungName, ...]] = {
+    "advantage-sign": ("ruin",),
+    "stale-observations": ("leak",),
+    "bootstrap-at-liquidation": ("ruin",),
+}
+"""The rungs that notice a fault, as far as they need to be run to show it."""
+RESULTS = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Train on five small worlds whose right answer is known, and say whether it was found.
+
+    martingale: nothing can be known; stay out. signal: 80 % of the best causal policy. leak: a feature from the future;
+    90 % of the best possible, and the audit accuses it. costs: fees and slippage doubled; trade less. ruin: nothing
+    comes after it. Seed i trains on market i and is judged, acting greedily, on a market it has never seen. Prints a
+    table and writes results.json and ladder.png; exit status 1 if a rung fails.
+
+    To see that a rung would notice: --broken all trains three faulty trainers on the rungs that catch them.
+    """
+
+    rungs: tuple[RungName, ...] = ()
+    """Which; default all of them, with --broken those that catch the fault. `costs` brings `signal` along."""
+    seeds: int = 5
+    """Seeds 0 .. n - 1 of every rung."""
+    total_steps: int | None = None
+    """Environment steps of a run, instead of each rung's own (6 million; `ruin` 3 million)."""
+    broken: Fault | Literal["all"] | None = None
+    """Break the trainer on purpose, in this way or in each; exit status 1 if no rung notices."""
+    out: pathlib.Path | None = None
+    """Where results go; default runs/ladder-<time>. Finished runs that are already there are not repeated."""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse the arguments and climb; a wrong value is one line and exit status 2."""
+    try:
+        as_it_should_be = climb(tyro.cli(Settings, args=args, prog="python -m train.ladder"))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(0 if as_it_should_be else 1)
+
+
+def climb(settings: Settings) -> bool:
+    """Run, judge, write and print; whether all rungs hold, or, of a broken trainer, whether it is caught."""
+    faults = get_args(Fault) if settings.broken == "all" else (settings.broken,)
+    plan = {fault: choose_rungs(settings, fault) for fault in faults}
+    out = settings.out or pathlib.Path("runs") / f"ladder-{time.strftime('%Y%m%d-%H%M%S')}"
+    runs = read_runs(out)
+    out.mkdir(parents=True, exist_ok=True)
+    total, done = settings.seeds * sum(map(len, plan.values())), 0
+    verdicts: dict[str, list[Verdict]] = {}
+    for fault, rungs in plan.items():
+        for rung in rungs:
+            for seed in range(settings.seeds):
+                done += 1
+                print(f"[{done}/{total}] {_key(fault, rung.name, seed)}: {rung.asks}", file=sys.stderr, flush=True)
+                run_once(runs, fault, rung, seed)
+                write_json(out / RESULTS, _to_json(runs, verdicts))
+            figures = [runs[_key(fault, rung.name, seed)]["figures"] for seed in range(settings.seeds)]
+            verdicts.setdefault(fault or "whole", []).extend(judge(rung, figures))
+    write_json(out / RESULTS, _to_json(runs, verdicts))
+    print_verdicts(verdicts)
+    if importlib.util.find_spec("matplotlib"):
+        draw_verdicts(out / "ladder.png", verdicts)
+    else:
+        print("no picture without matplotlib: pip install 'perpjax[viz]'", file=sys.stderr)
+    print(f"saved to {out}")
+    return all(all(v.passed for v in of) == (name == "whole") for name, of in verdicts.items())
+
+
+def choose_rungs(settings: Settings, fault: Fault | None) -> list[Rung]:
+    """In the order in which they are climbed, those that others are compared with included."""
+    names = set(settings.rungs or (CAUGHT_BY[fault] if fault else get_args(RungName)))
+    names |= {rung.after for rung in all_rungs() if rung.name in names}
+    steps = {} if settings.total_steps is None else {"total_steps": settings.total_steps}
+    return [
+        dataclasses.replace(rung, config=dataclasses.replace(rung.config, **steps))
+        for rung in all_rungs()
+        if rung.name in names
+    ]
+
+
+def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -> None:
+    """Train and measure one seed of a rung, unless `runs` has it with the same settings."""
+    config = dataclasses.replace(rung.config, seed=seed)
+    key, described = _key(fault, rung.name, seed), json.loads(json.dumps(config.to_json()))
+    if runs.get(key, {}).get("config") == described:
+        return
+    earlier: Figures = runs[_key(fault, rung.after, seed)]["figures"] if rung.after else {}
+
+    def train(env: PerpEnv, config: Config) -> Learner:
+        with sabotage(fault), Display(config.num_updates * config.num_envs * config.num_steps) as display:
+            return learn(env, config, display)
+
+    began = time.monotonic()
+    figures = rung.measure(Run(config, train, earlier))
+    runs[key] = {"figures": figures, "seconds": round(time.monotonic() - began, 1), "config": described}
+
+
+def read_runs(out: pathlib.Path) -> dict[str, Any]:
+    """The finished runs of an output folder, by name.
+
+    Raises:
+      ValueError: there is a file that this program did not write.
+    """
+    path = out / RESULTS
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not a ladder's results ({error!r}); name another folder") from error
+
+
+def print_verdicts(verdicts: dict[str, list[Verdict]]) -> None:
+    """A table for each trainer, a line for each check."""
+    console = Console(file=sys.stdout)
+    for trainer, of in verdicts.items():
+        table = Table(title=f"{trainer} trainer, greedy on unseen markets; seeds: {len(of[0].values)}")
+        for head in ("rung", "measured"):
+            table.add_column(head)
+        for head in ("must be", "mean", "± s.e.", "min", "max", "seeds"):
+            table.add_column(head, justify="right", no_wrap=True)
+        table.add_column("")
+        for v in of:
+            numbers = (v.mean, v.error, min(v.values), max(v.values))
+            table.add_row(
+                v.rung,
+                v.check.says,
+                describe_range(v),
+                *(f"{x:.3f}" if math.isfinite(x) else "-" for x in numbers),
+                f"{v.seeds_passed}/{len(v.values)}",
+                "holds" if v.passed else "FAILS",
+            )
+        console.print(table)
+
+
+def describe_range(v: Verdict) -> str:
+    """Such as "0.60 .. 0.85", or ">= 0.90", or "<= 0.90 each"."""
+    low, high, every = v.check.low, v.check.high, " each" if v.check.every else ""
+    if math.isfinite(low) and math.isfinite(high):
+        return f"{low:g} .. {high:g}{every}"
+    return (f">= {low:g}" if math.isfinite(low) else f"<= {high:g}") + every
+
+
+def _key(fault: Fault | None, rung: str, seed: int) -> str:
+    return f"{fault or 'whole'}/{rung}/{seed}"
+
+
+def _to_json(runs: dict[str, Any], verdicts: dict[str, list[Verdict]]) -> dict[str, Any]:
+    versions = {"python": platform.python_version(), "jax": jax.__version__, "perpjax": perpjax.__version__}
+    judged = [
+        {"trainer": trainer, "rung": v.rung, "measured": v.check.says, "must be": describe_range(v)}
+        | {"mean": v.mean, "values": v.values, "passed": v.passed}
+        for trainer, of in verdicts.items()
+        for v in of
+    ]
+    return {"versions": versions, "device": jax.devices()[0].platform, "verdicts": judged, "runs": runs}
+
+
+if __name__ == "__main__":
+    main()

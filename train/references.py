@@ -1,0 +1,109 @@
+"""What a trained policy is measured against: thresholds on an estimate, and the best that one bar allows."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from perpjax import PerpEnv, State
+from perpjax.orders import CLOSE, DIRECTIONS, HOLD, LONG, MULTI_DISCRETE, SHORT
+from train.evaluate import Act, evaluate, window_starts
+
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Candidates for `enter` and `leave`, in units of the drift."""
+RIDGE = 1e-3
+"""Weight of the penalty, relative to the features' variance."""
+SIZE, LEVERAGE, STOP, TARGET = 3, 4, 3, 4
+"""Indices of a full position: size 1, the highest leverage, stop 3 ATR, target 6 ATR."""
+CELLS = (64, 8)
+"""Groups of bars, by what is known of the move in ATRs and by the ATR as a fraction of price."""
+
+
+class Ridge:
+    """Ridge regression of a number on the features, standardised by the rows it was fitted on."""
+
+    def __init__(self, features: Float[np.ndarray, "rows F"], target: Float[np.ndarray, "rows"]):
+        self.mean, deviation = features.mean(axis=0), features.std(axis=0)
+        self.scale = np.where(deviation > 0, deviation, 1.0)
+        x, self.offset = self._standardise(features), target.mean()
+        penalty = RIDGE * len(x) * np.eye(x.shape[1])
+        self.weights = np.linalg.solve(x.T @ x + penalty, x.T @ (target - self.offset))
+
+    def predict(self, features: Float[np.ndarray, "rows F"]) -> Float[np.ndarray, "rows"]:
+        """The estimate for every row; a feature that is not yet there counts as 0 before it is standardised."""
+        return self._standardise(np.nan_to_num(features)) @ self.weights + self.offset
+
+    def _standardise(self, features: np.ndarray) -> np.ndarray:
+        return np.clip((np.asarray(features, np.float64) - self.mean) / self.scale, -10, 10)
+
+
+def follow(estimate: Float[np.ndarray, "rows"], enter: float, leave: float) -> Act:
+    """At most one full position: enter where the estimate is beyond `enter`, close where it is under `leave`.
+
+    Args:
+      estimate: of the return of bar t, row t; times the side held it is compared with `leave`.
+    """
+    return jax.tree_util.Partial(_follow, *(jnp.asarray(x, jnp.float32) for x in (estimate, enter, leave)))
+
+
+def _follow(estimate: Array, enter: Array, leave: Array, key: Array, state: State) -> Int[Array, "5"]:
+    value, side = estimate[state.t], state.account.lots.side.sum()
+    opens = jnp.where(value > enter, LONG, jnp.where(value < -enter, SHORT, HOLD))
+    closes = jnp.where(value * side < leave, CLOSE, HOLD)
+    direction = jnp.argmax(jnp.asarray(DIRECTIONS) == jnp.where(side == 0, opens, closes))
+    return jnp.stack([direction, SIZE, LEVERAGE, STOP, TARGET]).astype(jnp.int32)
+
+
+def choose_thresholds(
+    env: PerpEnv, estimate: np.ndarray, unit: float, starts: np.ndarray | None = None
+) -> tuple[float, float]:
+    """`enter` and `leave`, among `THRESHOLDS` times `unit`, with the best mean log return over the windows."""
+    starts = window_starts(env) if starts is None else starts
+    pairs = [(unit * enter, unit * leave) for enter in THRESHOLDS for leave in THRESHOLDS if leave <= enter]
+
+    def earns(pair: tuple[float, float]) -> float:
+        return np.log1p(evaluate(env, follow(estimate, *pair), jax.random.key(0), starts).returns).mean()
+
+    return max(pairs, key=earns)
+
+
+def best_of_single_bars(env: PerpEnv, known: Float[np.ndarray, "rows"]) -> float:
+    """Mean log return of a bar of the best policy that knows one number of the bar about to begin, and its ATR.
+
+    Only for `max_hold` 1: then no lot outlives its bar, and the best policy is the best order of each bar. Bars are
+    grouped by what is known; in each group the order that earned most *in these very bars* counts (holding is one), so
+    the figure is a little above what such a policy can earn on bars it has not seen.
+
+    Raises:
+      ValueError: `max_hold` is not 1.
+    """
+    if int(env.params.max_hold) != 1:
+        raise ValueError(f"max_hold = {int(env.params.max_hold)}: bars are independent only with max_hold = 1")
+    (first,), (last,) = np.asarray(env.market.segments.first), np.asarray(env.market.segments.last)
+    bars = np.arange(first, last + 1)
+    sides = [DIRECTIONS.index(LONG), DIRECTIONS.index(SHORT)]
+    levels = (range(MULTI_DISCRETE[3]), range(MULTI_DISCRETE[4]))
+    orders = np.array([(side, SIZE, LEVERAGE, *level) for side in sides for level in itertools.product(*levels)])
+    earned = np.asarray(_earn(env, jnp.asarray(bars), jnp.asarray(orders, jnp.int32)), np.float64)
+    atr = np.asarray(env.market.atr, np.float64)[bars] / np.asarray(env.market.candles, np.float64)[bars, -1]
+    move, level = (_rank(x, n) for x, n in zip((known[bars] / atr, atr), CELLS, strict=True))
+    sums = [np.bincount(move * CELLS[1] + level, weights=x) for x in earned.T]
+    return float(np.max(sums, axis=0).clip(min=0).sum() / len(bars))
+
+
+def _rank(x: np.ndarray, groups: int) -> np.ndarray:
+    """Group of each value, 0 .. groups - 1, all of about one size."""
+    return np.argsort(np.argsort(x, kind="stable"), kind="stable") * groups // len(x)
+
+
+@jax.jit
+def _earn(env: PerpEnv, bars: Int[Array, "bars"], orders: Int[Array, "orders 5"]) -> Float[Array, "bars orders"]:
+    """Log return of each order in each bar, from a fresh account."""
+
+    def bar(t: Int[Array, ""]) -> Float[Array, "orders"]:
+        state = env.reset(jax.random.key(0), start=t)
+        return jax.vmap(lambda order: env.step(state, order).reward)(orders)
+
+    return jax.lax.map(bar, bars, batch_size=1024)
