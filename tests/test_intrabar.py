@@ -8,6 +8,7 @@ The levels, by the ATR and the multiples of the order:
     equal  ATR 91 (long), 90 (short): the stop is exactly L, the target +91 or +90
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +16,10 @@ import pytest
 from markets import CONFIG, FREE, HOLD, expect, hand_market, order, play
 
 from perpjax.execution import fill_entry, fill_exit, fill_stop, slip
-from perpjax.intrabar import Exit, Hit, resolve
+from perpjax.intrabar import Exit, Hit, no_hit, resolve
 from perpjax.market import Bar
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.state import Lots
+from perpjax.state import Lots, open_account
 
 RULES = ("nearest", "pessimistic", "optimistic")
 CONFIGS = {rule: EnvConfig(intrabar=rule, max_lots=3, episode_length=6) for rule in RULES}
@@ -184,6 +185,12 @@ def test_opening_check_comes_before_the_order(side):
     expect(play(market, far, order(2))[-1], liquidated=0, closed=1)
 
 
+@pytest.mark.parametrize("invalid", [[(2, 1)], [(2, 2)], [(2, 1), (2, 2)]], ids=str)
+def test_the_opening_check_asks_the_first_candle_alone(invalid):
+    market = hand_market(mark={(2, 0): (905, 905, 905, 905)}, invalid=invalid, atr=100)
+    expect(play(market, order(1), order(2))[-1], liquidated=1, closed=0)
+
+
 def test_slots_freed_by_the_opening_check_are_used_in_the_same_bar():
     # Three lots fill three slots: 0.25 * 1000 = 250 steps and M = 250; 0.25 * 750 -> 187; 0.25 * 563 = 140.75 -> 140.
     # Bar 5 opens with the mark at 905 <= L = 909: 577 lost. Then SHORT, 0.1 * 9423 = 942.3 -> 942 steps, in slot 0.
@@ -315,6 +322,15 @@ def test_counting_equals_a_loop_over_candles(rule):
             assert (hit.how[i, j], hit.candle[i, j], hit.ambiguous[i, j]) == expected, (i, j, row, lot, side[i])
             seen[expected[0]] += 1
     assert (seen > 50).all(), seen
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0], ids=["long", "short"])
+def test_no_hit_is_what_resolve_finds_where_no_lot_is_held(side):
+    bar = hand_market(both={(2, 1): (1000, 2000, 1, 1000)}).bar(jnp.int32(2))
+    empty, side = open_account(jnp.float32(1e4), 3).lots, jnp.float32(side)
+    found = no_hit(bar, empty, side)
+    chex.assert_trees_all_equal(found, resolve(bar, empty, side, "nearest"))
+    chex.assert_trees_all_equal(found, Hit(*(jnp.full(3, x, jnp.int32) for x in (Exit.NONE, 3, 0))))
 
 
 def test_without_mark_candles_the_last_price_liquidates():

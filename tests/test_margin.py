@@ -128,6 +128,13 @@ def test_whole_distances_stay_whole_in_float32(side):
     np.testing.assert_array_equal(levels, entries - side * distances)
 
 
+@pytest.mark.parametrize("excess, ticks_away", [(0, 100), (3 / 16, 100), (3 / 8, 101), (1, 101)])
+def test_the_slack_is_a_quarter_of_a_tick_at_two_to_the_twenty(excess, ticks_away):
+    # CEIL_SLACK * 2^20 = 1 / 4: a distance of up to 100.25 counts as 100 ticks.
+    margin = 7.0 * HAND.tick_value * ((100 + excess) * 0.99 + 0.01 * 2**20)
+    assert ticks(1, 2**20, 7.0, margin) == 2**20 - ticks_away
+
+
 def test_the_fee_inside_maintenance():
     # OKX form: f = 0.01 on m = 0.01: (100 - 20) / 0.98 = 81.63 -> 918; 80 / 1.02 = 78.4 -> 1079.
     market = hand_market(instrument=Instrument("FEE", 1.0, 0.01, 5.0, 1e5, 0.01, HAND.brackets), atr=100)

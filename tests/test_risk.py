@@ -202,6 +202,9 @@ def test_multiples_are_clamped():
     assert distances(-1.0, 1.0) == (50, 100)
     assert distances(2.0, 1.0) == (200, 200)  # the target multiple is at least the stop multiple
     assert distances(3.0, 6.0) == (300, 600)
+    # 0.5 * 9 = 4.5 -> 4 and 1.5 * 9 = 13.5 -> 14: half to even, each by itself.
+    got = judge(stop_multiple=0.5, target_multiple=1.5, atr=9.0)
+    assert (float(got.stop), float(got.target)) == (996, 1014)
 
 
 def test_distances_are_beyond_the_slippage():
@@ -224,6 +227,11 @@ def test_below_minimum():
     for least, verdict in ((10.0, Verdict.ACCEPTED), (10.01, Verdict.BELOW_MINIMUM)):
         strict = Instrument("S", 1.0, 0.01, least, 1e5, brackets=HAND.brackets)
         assert int(judge(**one, instrument=strict.on_device()).verdict) == verdict
+    # Without a smallest notional there is still a smallest quantity.
+    loose = Instrument("L", 1.0, 0.01, 0.0, 1e5, brackets=HAND.brackets).on_device()
+    assert int(judge(size=0.0005, instrument=loose).verdict) == Verdict.BELOW_MINIMUM
+    # Free money of 1 is enough for it.
+    assert int(judge(margin=100.0, wallet=101.0, equity=1e4).verdict) == Verdict.ACCEPTED
 
 
 def test_quantity_is_capped_after_sizing_and_the_margin_follows():
@@ -260,6 +268,10 @@ def test_one_place_for_every_limit():
         ("perpjax/instrument.py", "max_quantity"),  # the constructor checks the instrument itself
         ("perpjax/market.py", "brackets"),  # shapes of the tables of two markets
         ("perpjax/observation.py", "max_hold"),  # time left is not a decision: it is floored at 0 for the eye
+        ("perpjax/audit/fuzz.py", "max_leverage"),  # checks from outside that limits were kept
+        ("perpjax/audit/fuzz.py", "ruin_fraction"),
+        ("train/ladder_rungs.py", "ruin_fraction"),  # counts the windows that ended so
+        ("train/references.py", "max_hold"),  # only for episodes whose lots live one bar
     }
     root = pathlib.Path(__file__).resolve().parents[1]
     files = [f for d in ("perpjax", "train") for f in sorted((root / d).rglob("*.py"))]

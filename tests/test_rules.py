@@ -16,6 +16,7 @@ from markets import CONFIG, FREE, HAND, HOLD, expect, hand_market, order, play, 
 
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
+from perpjax.market import concatenate_markets
 from perpjax.orders import CLOSE, LONG, SHORT, decode, hold_action, sample_action
 from perpjax.params import EnvConfig, EnvParams
 
@@ -78,6 +79,22 @@ def test_funding_takes_no_more_than_the_margin():
         expect(state, funding=91, liquidated=gone, liquidation_losses=909 * gone)
 
 
+def test_a_liquidation_price_of_one_tick_is_one():
+    # 1x: (1000 - 10) / 0.99 = 1000 ticks away, so none. 100 * 1000 * 0.01 * 0.0015 = 1.5 of funding leaves M = 998.5:
+    # (998.5 - 10) / 0.99 = 998.48 -> 999 ticks: L = 1.
+    long = order(1, leverage=1.0, stop=3.0)
+    for mark, gone in ((1, 1), (2, 0)):
+        market = hand_market(funding={2: (0.0015, 1000)}, mark={(3, 1): (1000, 1000, mark, 1000)}, atr=400)
+        states = play(market, long, HOLD, HOLD)
+        expect(states[1], lot_liquidation=0)
+        expect(states[2], lot_liquidation=1, lot_margin=998.5)
+        np.testing.assert_allclose(states[2].obs[-2], 0.999, rtol=1e-6)
+        expect(states[3], liquidated=gone, open_lots=1 - gone)
+        # The same at the opening check: a close order comes too late.
+        market = hand_market(funding={2: (0.0015, 1000)}, mark={(3, 0): (mark, mark, mark, mark)}, atr=400)
+        expect(play(market, long, HOLD, order(CLOSE))[-1], liquidated=gone, closed=1 - gone)
+
+
 # 3. Close order
 
 
@@ -106,6 +123,9 @@ def test_close_ends_every_lot():
     market = hand_market(last={(3, 0): (1010, 1010, 1010, 1010)}, atr=100)
     # 250 + 187 steps, 10 ticks of profit: 43.7.
     expect(play(market, small, small, order(CLOSE))[-1], closed=2, open_lots=0, realised=43.7, wallet=10_043.7)
+    # 140 more in the last free slot, so that every slot is closed.
+    market = hand_market(last={(4, 0): (1010, 1010, 1010, 1010)}, atr=100)
+    expect(play(market, small, small, small, order(CLOSE))[-1], closed=3, open_lots=0, realised=57.7, wallet=10_057.7)
 
 
 # 5. Open
@@ -121,6 +141,12 @@ def test_open_with_slippage_and_fee(side):
     expect(state, lot_entry=entry, lot_quantity=1000 - 21 * side, lot_margin=999.559, lot_leverage=10, lot_side=side)
     expect(state, lot_stop=entry - 22 * side, lot_target=entry + 60 * side, lot_liquidation=928 if side > 0 else 1067)
     expect(state, wallet=10_000 - 9.761318, fees=9.761318, traded_notional=9995.59, opened=1, lot_age=1)
+
+
+def test_an_order_fills_at_the_open_of_the_first_candle():
+    # The others open at 1000. q = floor(10 000 / 8) = 1250.
+    first = {(1, 0): (800, 1000, 800, 1000)}
+    expect(play(hand_market(both=first, atr=100), order(1, stop=3.0))[-1], lot_entry=800, lot_quantity=1250)
 
 
 @BOTH
@@ -151,6 +177,24 @@ def test_the_instrument_caps_the_quantity():
     market = hand_market(instrument=Instrument("CAP", 1.0, 0.01, 5.0, max_quantity=5.0, brackets=HAND.brackets))
     state = play(market, order(1))[-1]
     expect(state, lot_quantity=500, lot_margin=500, traded_notional=5_000)
+
+
+@BOTH
+def test_a_lot_of_one_step_is_a_lot(side):
+    # 0.25 * 0.1 * 60 = 1.5 of margin at 10x is one step of 10: M = 1, a tick is 0.01, L as for a thousand steps.
+    params, small = FREE.replace(initial_equity=60.0), order(side, size=0.25, stop=0.5)
+    dip = (1000, 1000 + 60 * (side < 0), 1000 - 60 * (side > 0), 1000)
+    market = hand_market(
+        funding={2: (0.001, 1100)}, mark={(2, 2): (1000, 1020, 1000, 1020)}, last={(3, 1): dip}, atr=100
+    )
+    opened, held, ended = play(market, small, HOLD, HOLD, params=params)[1:]
+    expect(opened, lot_quantity=1, lot_margin=1, lot_age=1, lot_liquidation=909 if side > 0 else 1090)
+    np.testing.assert_allclose(opened.obs[-2], 0.091 if side > 0 else 0.09, rtol=1e-6)
+    # 1100 * 0.01 * 0.001 = 0.011 of funding, and 20 ticks.
+    expect(held, lot_age=2, lot_liquidation=910 if side > 0 else 1091, equity=60 + (0.2 - 0.011) * side)
+    expect(ended, stopped=1, open_lots=0, realised=-0.5)
+    expect(play(market, small, order(CLOSE), params=params)[-1], closed=1, open_lots=0)
+    expect(play(market, small, HOLD, params=params.replace(max_hold=2))[-1], timed_out=1, open_lots=0)
 
 
 # 8. Timeout
@@ -467,6 +511,15 @@ def test_a_concrete_start_is_checked_under_jit():
     env = PerpEnv(hand_market(), FREE, CONFIG)
     with pytest.raises(ValueError, match="start = 99 "):
         jax.jit(lambda key: env.reset(key, 99))(jax.random.key(0))
+
+
+def test_the_first_start_that_is_wrong_is_named():
+    # Rows of two markets of 8 bars: 0 .. 8 and 9 .. 17, of which 1 .. 7 and 10 .. 16 may be traded.
+    env = PerpEnv(concatenate_markets([hand_market(), hand_market()]), FREE, CONFIG)
+    env.check_start(np.array([1, 7, 10, 16]))
+    for starts, wrong in (([3, 8, 9, 12], "8"), ([17], "17"), ([1.0, 2.5], "1.0")):
+        with pytest.raises(ValueError, match=rf"start = {wrong} .*1 \.\. 7, 10 \.\. 16"):
+            env.check_start(np.array(starts))
 
 
 def test_drawn_starts_are_uniform_over_all_that_leave_room():

@@ -21,6 +21,8 @@ MONEY = ("fees", "funding", "realised", "liquidation_losses", "traded_notional")
 POSTED = 3e-7
 """How far a posting may differ, relative to the products it is made of: float32 rounds each by 6e-8. A fill that is
 one tick off moves more than that."""
+MARGIN = 1e-6
+"""The same of a margin, from which every funding payment was subtracted in float32."""
 CARRIED = 1e-6
 """How far wallet and equity may drift apart over an episode, relative to the largest that the account has
 been (what was lost to rounding then stays lost); ten times that over 100 000 bars."""
@@ -87,7 +89,7 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
     if (told.t, told.terminated, told.truncated) != seen.flags[row]:
         return f"clock and flags: {(told.t, told.terminated, told.truncated)} and {seen.flags[row]}"
     for lot, margin in zip(told.lots, seen.margins[row], strict=True):
-        if lot and abs(lot.margin - margin) > POSTED * margin_scale(lot, twin):
+        if lot and abs(lot.margin - margin) > MARGIN * margin_scale(lot, twin):
             return f"margin: {lot.margin} and {margin}"
     moved = [after - then for after, then in zip(read_money(twin), before.money, strict=True)]
     for name, own, after, then in zip((*MONEY, "wallet"), moved, seen.money[row], seen.money[row - 1], strict=True):
@@ -96,7 +98,7 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
         if name == "fees":  # an exit's fee may be what its loss has left of the margin
             size += abs(moved[MONEY.index("realised")])
         if name in ("funding", "liquidation_losses", "wallet"):  # they may take all that is left of a margin
-            size += before.margins + sum(map(abs, moved[:4]))
+            size += before.margins * MARGIN / POSTED + sum(map(abs, moved[:4]))
         if abs(own - (after - then)) > POSTED * size + 1e-10 * twin.params.initial_equity:
             return f"{name}: moved by {own} and {after - then}"
     return ""

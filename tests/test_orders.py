@@ -1,0 +1,69 @@
+"""SPEC section 5, the actions, against literal numbers; what a decoded order does is in test_rules.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perpjax.orders import CLOSE, HOLD, LONG, MULTI_DISCRETE, SHORT, Verdict, decode, hold_action, sample_action
+from perpjax.params import EnvConfig, EnvParams
+
+KINDS = ("box5", "multi_discrete")
+
+
+def decoded(kind: str, *action: float, max_leverage: float = 10.0) -> list[float]:
+    """Direction, size, leverage, stop and target multiple."""
+    dtype = jnp.float32 if kind == "box5" else jnp.int32
+    return [float(x) for x in decode(jnp.array(action, dtype), EnvParams(max_leverage=max_leverage), EnvConfig(kind))]
+
+
+def test_codes_are_those_of_the_contract():
+    # What is logged, stored or sent is the number, so it must not move.
+    assert (HOLD, LONG, SHORT, CLOSE) == (0, 1, -1, 2)
+    assert [(v.name, v.value) for v in Verdict] == [
+        ("HOLD", 0), ("DATA_GAP", 1), ("MAX_LOTS", 2), ("NO_HEDGE", 3), ("MAX_EXPOSURE", 4), ("MAX_NOTIONAL", 5),
+        ("BELOW_MINIMUM", 6), ("ACCEPTED", 7),
+    ]  # fmt: skip
+    assert MULTI_DISCRETE == (4, 4, 5, 4, 5)
+
+
+@pytest.mark.parametrize("column, values", [
+    (0, [0, 1, -1, 2]), (1, [0.25, 0.5, 0.75, 1]), (2, [1, 2, 3, 5, 10]), (3, [0.5, 1, 2, 3]), (4, [0.5, 1, 2, 4, 6]),
+])  # fmt: skip
+def test_each_entry_of_multi_discrete_has_its_own_table(column, values):
+    # The other entries stay 0: hold, 0.25, 1, 0.5, 0.5.
+    first = [0, 0.25, 1, 0.5, 0.5]
+    for index, value in enumerate(values):
+        action = [index if i == column else 0 for i in range(5)]
+        assert decoded("multi_discrete", *action) == [value if i == column else first[i] for i in range(5)]
+
+
+@pytest.mark.parametrize("column, low, high", [(1, 0, 1), (2, 1, 10), (3, 0.5, 3), (4, 0.5, 6)])
+def test_each_entry_of_box5_has_its_own_range(column, low, high):
+    # The other entries stay at -1: short, nothing, 1x, 0.5, 0.5. In quarters of the range; leverage 1 + 9 / 4 = 3.25
+    # -> 3, 5.5 -> 6 and 7.75 -> 8.
+    first = [-1, 0, 1, 0.5, 0.5]
+    for quarter in range(5):
+        action = [quarter / 2 - 1 if i == column else -1 for i in range(5)]
+        value = low + (high - low) * quarter / 4
+        expected = round(value) if column == 2 else value
+        assert decoded("box5", *action) == [expected if i == column else first[i] for i in range(5)]
+    # 1 + 0.5 * (2 - 1) = 1.5 -> 2 and 1 + 0.5 * (4 - 1) = 2.5 -> 2: half to even.
+    assert [decoded("box5", 0, 0, 0, 0, 0, max_leverage=x)[2] for x in (2, 4)] == [2, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hold_is_an_action_like_those_that_are_sampled(kind):
+    config = EnvConfig(kind)
+    hold, drawn = hold_action(config), sample_action(jax.random.key(0), config)
+    assert (hold.shape, hold.dtype) == (drawn.shape, drawn.dtype)
+    assert drawn.dtype == (jnp.float32 if kind == "box5" else jnp.int32)
+    assert not np.any(hold) and decoded(kind, *hold)[0] == HOLD
+
+
+def test_one_entry_that_is_not_finite_makes_the_order_hold():
+    for kind, short in zip(KINDS, ([-1, 1, 1, 1, 1], [2, 3, 4, 3, 4]), strict=True):
+        action = jnp.array(short, jnp.float32)
+        assert int(decode(action, EnvParams(), EnvConfig(kind)).direction) == SHORT
+        for i in range(5):
+            assert int(decode(action.at[i].set(jnp.nan), EnvParams(), EnvConfig(kind)).direction) == HOLD

@@ -1,0 +1,55 @@
+"""SPEC section 5, the two rewards, called with numbers whose results are worked out by hand."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perpjax.params import EnvParams
+from perpjax.rewards import log_return, shaped
+
+PARAMS = EnvParams(
+    initial_equity=1000.0, entry_penalty=0.25, risk_penalty=0.5, liquidation_penalty=2.0, ruin_penalty=8.0
+)
+
+
+@pytest.mark.parametrize("delta, before, after, expected", [
+    (100, 1000, 1100, math.log(1.1)),
+    (-500, 1000, 500, math.log(0.5)),
+    # A hundredth of a cent on ten million: after / before would be 1 in float32.
+    (1e-4, 1e7, 1e7, 1e-11),
+    # The floor is 1e-3 * 1000 = 1; below it delta is not what counts: from 4 to 1, from 1 to 8, from 1 to 1.
+    (-3.5, 4, 0.5, math.log(1 / 4)),
+    (-34, 4, -30, math.log(1 / 4)),
+    (7.5, 0.5, 8, math.log(8)),
+    (10, -2, 8, math.log(8)),
+    (-0.25, 0.5, 0.25, 0),
+    # At the floor itself both say the same.
+    (-3, 4, 1, math.log(1 / 4)),
+    (3, 1, 4, math.log(4)),
+])  # fmt: skip
+def test_log_return(delta, before, after, expected):
+    got = log_return(*(jnp.float32(x) for x in (delta, before, after)), PARAMS)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({}, 0.125),
+    ({"opened": True}, 0.125 - 0.25),
+    # 0.5 * 200 / 400 * 0.0625.
+    ({"notional": 200.0}, 0.125 - 0.015625),
+    ({"notional": 200.0, "move": 0.25}, 0.125 - 0.0625),
+    # Equity counts as at least 1: 0.5 * 2 / 1 * 0.0625.
+    ({"notional": 2.0, "equity": 0.5}, 0.125 - 0.0625),
+    ({"notional": 2.0, "equity": -7.0}, 0.125 - 0.0625),
+    ({"liquidations": 3}, 0.125 - 6),
+    ({"ruined": True}, 0.125 - 8),
+    ({"opened": True, "notional": 200.0, "liquidations": 1, "ruined": True}, 0.125 - 0.25 - 0.015625 - 2 - 8),
+])  # fmt: skip
+def test_each_penalty_of_the_shaped_reward(change, expected):
+    terms = dict(log_return=0.125, opened=False, liquidations=0, notional=0.0, move=0.0625, equity=400.0, ruined=False)
+    terms = {
+        name: jnp.asarray(x, jnp.float32 if isinstance(x, float) else None) for name, x in (terms | change).items()
+    }
+    assert float(shaped(**terms, params=PARAMS)) == expected
