@@ -19,7 +19,7 @@ from train.config import Config
 from train.evaluate import evaluate
 from train.ladder import Settings, choose_rungs, climb, main, read_runs
 from train.ladder_markets import CRASH, CRASHES, GIFT, GIFTS, TRAP, TRAPS, leaking_features, trap_pair
-from train.ladder_rungs import Check, Run, Rung, Verdict, all_rungs, judge
+from train.ladder_rungs import Check, Run, Rung, Verdict, all_rungs
 from train.main import learn, wrap_market
 from train.references import Ridge, best_of_single_bars, choose_thresholds, follow
 from train.sabotage import sabotage
@@ -159,13 +159,6 @@ def test_the_trap_market_does_what_it_says():
 def test_a_check_is_judged_by_its_range(low, high, every, values, seeds, passed):
     verdict = Verdict("rung", Check("x", "x", low, high, every), values)
     assert (verdict.seeds_passed, verdict.passed) == (seeds, passed)
-
-
-def test_the_spread_is_that_of_the_seeds():
-    # mean 2, deviations -1, 0, 1: sd 1, standard error 1 / sqrt(3)
-    (verdict,) = judge(fake(()), [{"x": 1.0}, {"x": 2.0}, {"x": 3.0}])
-    assert verdict.mean == 2 and verdict.error == pytest.approx(1 / math.sqrt(3))
-    assert math.isnan(judge(fake(()), [{"x": 1.0}])[0].error)
 
 
 def test_which_rungs_are_climbed():

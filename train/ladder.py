@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -155,22 +156,14 @@ def print_verdicts(verdicts: dict[str, list[Verdict]]) -> None:
     """A table for each trainer, a line for each check."""
     console = Console(file=sys.stdout)
     for trainer, of in verdicts.items():
-        table = Table(title=f"{trainer} trainer, greedy on unseen markets; seeds: {len(of[0].values)}")
-        for head in ("rung", "measured"):
-            table.add_column(head)
-        for head in ("must be", "mean", "± s.e.", "min", "max", "seeds"):
-            table.add_column(head, justify="right", no_wrap=True)
-        table.add_column("")
+        title = f"{trainer} trainer, greedy on unseen markets, {len(of[0].values)} seeds"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for head in ("rung", "measured", "must be", "mean (min .. max)", ""):
+            table.add_column(head, no_wrap=head != "measured")
         for v in of:
-            numbers = (v.mean, v.error, min(v.values), max(v.values))
-            table.add_row(
-                v.rung,
-                v.check.says,
-                describe_range(v),
-                *(f"{x:.3f}" if math.isfinite(x) else "-" for x in numbers),
-                f"{v.seeds_passed}/{len(v.values)}",
-                "holds" if v.passed else "FAILS",
-            )
+            spread = f"{v.mean:.3f} ({min(v.values):.3f} .. {max(v.values):.3f})"
+            told = f"{'holds' if v.passed else 'FAILS'} {v.seeds_passed}/{len(v.values)}"
+            table.add_row(v.rung, v.check.says, describe_range(v), spread, told)
         console.print(table)
 
 

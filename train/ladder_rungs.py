@@ -83,12 +83,6 @@ class Verdict(NamedTuple):
         return float(np.mean(self.values))
 
     @property
-    def error(self) -> float:
-        """Standard error of the mean; NaN of a single seed."""
-        n = len(self.values)
-        return float(np.std(self.values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-
-    @property
     def seeds_passed(self) -> int:
         """How many seeds lie in the range by themselves."""
         return sum(self.check.low <= x <= self.check.high for x in self.values)
