@@ -15,6 +15,8 @@ from perpjax.audit import audit_env
 from perpjax.audit.environment import ALTERATIONS, alter_market
 from perpjax.data import read_table
 from perpjax.market import Market
+from perpjax.orders import sample_action
+from perpjax.state import State
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -231,3 +233,39 @@ def test_altered_markets_keep_the_past_and_stay_well_formed(alteration, has_mark
     for x in (after.open, after.high, after.low, after.close):
         np.testing.assert_array_equal(x.ravel()[1:][~valid[1:]], close[:-1][~valid[1:]])
     assert (np.asarray(altered.atr) >= 1).all()
+
+
+@pytest.mark.parametrize("actions", ["multi_discrete", "box5"])
+def test_orders_are_decided_at_the_open(actions):
+    """Verdict, size, fill and levels of an order in bar t do not see the rest of bar t."""
+    t, rng = 740, np.random.default_rng(0)
+    market = crash_market(bars=800, seed=4)
+    env = PerpEnv(market, EnvParams(max_exposure=0.5), EnvConfig(actions=actions, episode_length=100, max_lots=4))
+    k, row = market.candles_per_bar, np.asarray(market.candles[t])
+    candles = np.array(alter_market(market, t, "perturbed", rng).candles)
+    for series in (0, 4 * k):  # the last price, then the mark: the first candle's open stays, the rest moves a little
+        moved = np.round(row[series : series + 4 * k].reshape(4, k) * rng.uniform(0.998, 1.002, k))
+        candles[t, series : series + 4 * k] = moved.ravel()
+        first = candles[t, series : series + 4 * k].reshape(4, k)[:, 0]
+        first[0] = row[series]
+        first[1], first[2] = max(first[1], first[0]), min(first[2], first[0])
+    candles[t, -k - 3], candles[t, -3:-1] = row[-k - 3], row[-3:-1]  # valid, and what is settled at the open
+    other = market.replace(candles=jnp.asarray(candles), atr=market.atr.at[t + 1 :].multiply(3))
+
+    def walk(env: PerpEnv, key: jax.Array) -> State:
+        def step(state, key):
+            return env.step(state, sample_action(key, env.config)), None
+
+        state, _ = jax.lax.scan(step, env.reset(key, t - 20), jax.random.split(key, 20))
+        return state
+
+    keys = jax.random.split(jax.random.key(1), 256)
+    states = jax.jit(jax.vmap(walk, (None, 0)))(env, keys)
+    step = jax.jit(jax.vmap(lambda env, s, key: env.step(s, sample_action(key, env.config)), (None, 0, 0)))
+    a, b = (jax.device_get(step(env.replace(market=m), states, keys).account) for m in (market, other))
+    np.testing.assert_array_equal(a.ledger.refused, b.ledger.refused)
+    np.testing.assert_array_equal(a.ledger.opened, b.ledger.opened)
+    new = (a.lots.age == 1) & (b.lots.age == 1)
+    assert new.sum() > 5 and (a.wallet != b.wallet).any()
+    for name in ("side", "quantity", "entry", "margin", "leverage", "stop", "target", "liquidation"):
+        np.testing.assert_array_equal(getattr(a.lots, name)[new], getattr(b.lots, name)[new], err_msg=name)

@@ -92,7 +92,7 @@ FAULTS = [
     ({"truncated": True}, "clock and flags"),
     ({"reward": 0.01}, "reward = log return, less penalties"),
     ({"wallet": -9_000.0}, "free money not negative"),
-    ({"wallet": -1.0}, "no lot costs more than margin and fees"),
+    ({"wallet": -1.0}, "lots cost no more than margins and fees"),
 ]
 
 

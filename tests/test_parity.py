@@ -121,6 +121,29 @@ def test_a_number_that_is_off_is_found(monkeypatch, number, factor, found):
     assert any(found in why for why in outcome.disagreements), outcome.disagreements
 
 
+@pytest.mark.parametrize(
+    "number, change, found",
+    [
+        ("funding_rate", lambda x: x * 1.001, "margin"),
+        ("funding_price", lambda x: x + 30, "margin"),
+        ("maintenance_fee_rate", lambda x: x + 1e-4, "slot"),
+        ("min_notional", lambda x: 2_000.0, "slot"),
+        ("atr", lambda x: x + 1, "slot"),
+        ("close", lambda x: x - 1, "fees"),
+        ("mark_close", lambda x: x - 1, "equity"),
+        ("features", lambda x: x + 1e-3, "observation"),
+    ],
+)
+def test_a_market_that_is_off_is_found(monkeypatch, number, change, found):
+    def told(market):
+        honest = agreement.twin_market(market)
+        return dataclasses.replace(honest, **{number: change(getattr(honest, number))})
+
+    monkeypatch.setattr(parity, "twin_market", told)
+    outcome = play_twelve()
+    assert any(found in why for why in outcome.disagreements), outcome.disagreements
+
+
 def test_a_posting_that_only_the_wallet_shows_is_found(monkeypatch):
     honest = parity.to_host
 

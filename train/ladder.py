@@ -168,11 +168,11 @@ def print_verdicts(verdicts: dict[str, list[Verdict]]) -> None:
 
 
 def describe_range(v: Verdict) -> str:
-    """Such as "0.60 .. 0.85", or ">= 0.90", or "<= 0.90 each"."""
-    low, high, every = v.check.low, v.check.high, " each" if v.check.every else ""
+    """Such as "0.60 .. 0.85", or ">= 0.90"."""
+    low, high = v.check.low, v.check.high
     if math.isfinite(low) and math.isfinite(high):
-        return f"{low:g} .. {high:g}{every}"
-    return (f">= {low:g}" if math.isfinite(low) else f"<= {high:g}") + every
+        return f"{low:g} .. {high:g}"
+    return f">= {low:g}" if math.isfinite(low) else f"<= {high:g}"
 
 
 def _key(fault: Fault | None, rung: str, seed: int) -> str:

@@ -6,7 +6,7 @@ Why these bounds:
 - signal: the causal policy is a strong one, for it is fitted on the latent drift of the training market. Its share of
   what the drift itself would earn says that the market is neither hopeless nor given away.
 - leak: with `max_hold` 1 no lot outlives its bar, so the best possible is known (`best_of_single_bars`).
-- costs: a fall, and one of at least a tenth, on every seed.
+- costs: a fall of at least a tenth, by a policy that still earns.
 - ruin: a trap pays in the mean, but ends the gifts (`ladder_markets.trap_market`). Who counts nothing after ruin stays
   out; who bootstraps there walks in, and half of the windows end in ruin.
 """
@@ -48,13 +48,12 @@ class Run(NamedTuple):
 
 
 class Check(NamedTuple):
-    """The range that a figure must lie in: its mean over the seeds, and with `every` each seed's."""
+    """The range that a figure of every seed must lie in."""
 
     figure: str
     says: str
     low: float = -math.inf
     high: float = math.inf
-    every: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +89,7 @@ class Verdict(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether the check holds. NaN never does."""
-        holds = self.check.low <= self.mean <= self.check.high
-        return holds and (self.seeds_passed == len(self.values) or not self.check.every)
+        return self.seeds_passed == len(self.values)
 
 
 def judge(rung: Rung, figures: list[Figures]) -> list[Verdict]:
@@ -123,8 +121,8 @@ def measure_signal(run: Run) -> Figures:
         earned[name] = _log_return(evaluate(env, follow(unseen, *thresholds), jax.random.key(KEY)))
     figures = _describe(result, run.config)
     return figures | earned | {
-        "share_of_causal": figures["log_return"] / earned["causal"],
-        "causal_of_oracle": earned["causal"] / earned["oracle"],
+        "share_of_causal": _share(figures["log_return"], earned["causal"]),
+        "causal_of_oracle": _share(earned["causal"], earned["oracle"]),
     }  # fmt: skip
 
 
@@ -153,7 +151,7 @@ def measure_costs(run: Run) -> Figures:
     """Turnover with doubled costs against that of the same seed on `signal`."""
     _, result = _train_and_play(run, synthetic_pair("signal", run.config.seed))
     figures = _describe(result, run.config)
-    return figures | {"share_of_turnover": figures["turnover"] / run.earlier["turnover"]}
+    return figures | {"share_of_turnover": _share(figures["turnover"], run.earlier["turnover"])}
 
 
 def measure_ruin(run: Run) -> Figures:
@@ -164,7 +162,7 @@ def measure_ruin(run: Run) -> Figures:
     safe = evaluate(env, follow(gifts, 0.5, 0.5), jax.random.key(KEY))
     ruined = result.returns <= run.config.params.ruin_fraction - 1
     earned, gift = _log_return(result), _log_return(safe)
-    return {"log_return": earned, "gifts": gift, "share_of_gifts": earned / gift, "ruined": float(ruined.mean())}
+    return {"log_return": earned, "gifts": gift, "share_of_gifts": _share(earned, gift), "ruined": float(ruined.mean())}
 
 
 def _train_and_play(run: Run, pair: Pair) -> tuple[PerpEnv, Result]:
@@ -172,6 +170,11 @@ def _train_and_play(run: Run, pair: Pair) -> tuple[PerpEnv, Result]:
     learner = run.learn(wrap_market(pair.train, run.config), run.config)
     env = wrap_market(pair.unseen, run.config)
     return env, evaluate(env, greedy(learner, run.config), jax.random.key(KEY))
+
+
+def _share(part: float, whole: float) -> float:
+    """Of a whole that is nothing there is none."""
+    return part / whole if whole else 0.0
 
 
 def _log_return(result: Result) -> float:
@@ -237,7 +240,10 @@ def all_rungs() -> tuple[Rung, ...]:
             "does it trade less where trading costs twice as much?",
             Config(total_steps=STEPS, params=_DOUBLED),
             measure_costs,
-            (Check("share_of_turnover", "turnover, of that at simple costs", high=0.9, every=True),),
+            (
+                Check("share_of_turnover", "turnover, of that at simple costs", high=0.9),
+                Check("log_return", "log return a week", low=0.03),
+            ),
             after="signal",
         ),
         Rung(

@@ -37,6 +37,7 @@ from benchmarks.mutation.operators import OPERATORS, SwapCall
 from benchmarks.mutation.suite import run_suite
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
 COPIED = ("perpjax", "train", "tests", "pyproject.toml")
 TESTS = ("rules", "intrabar", "risk", "ledger")
 """Files, or tests of a file, without `tests/test_` and `.py`."""
@@ -72,7 +73,7 @@ class Args:
     """Only the survivors that `out` lists; the outcomes of the others are taken from there."""
     workers: int = 2
     """Copies of the tree in which mutants run at the same time."""
-    out: pathlib.Path = ROOT / "benchmarks" / "results" / "mutation.json"
+    out: pathlib.Path = RESULT
 
 
 @dataclasses.dataclass
@@ -221,6 +222,8 @@ def main(args: Args) -> int:
     """Make the mutants, run them, say what survived."""
     if unknown := set(args.modules) - set(FIRST):
         raise ValueError(f"no tests are named for {sorted(unknown)}; modules are {sorted(FIRST)}")
+    if args.out == RESULT and (args.sample or set(args.modules) != set(FIRST)):
+        raise ValueError(f"{RESULT.name} is the record of a whole run; give --out for a part of one")
     mutants, seconds = [m for module in args.modules for m in make_mutants(module)], 0.0
     todo = mutants
     if args.sample:
@@ -233,7 +236,7 @@ def main(args: Args) -> int:
             m.outcome, m.killer, m.seconds = (known.get(name, "") for name in ("outcome", "killer", "seconds"))
         todo = [m for m in mutants if m.outcome in ("", "survived")]
     began = time.monotonic()
-    for _ in run_all(todo, args.workers):
+    for _ in run_all(todo, args.workers) if todo else ():
         save(mutants, seconds + time.monotonic() - began, args.out)
     return min(show(mutants), 1)
 

@@ -25,7 +25,8 @@ class Args:
     not closed, or is fitted to the whole sample (scaling, rank, interpolation, back-fill, centred window, resampling
     labelled by its start). Columns that are constant or not finite are remarked.
 
-    The exit status is 1 if a column is accused, 0 if none is, 2 if the audit could not be run.
+    The exit status is 1 if a column is accused, 0 if none is, 2 if nothing can be said: the audit could not be run, or
+    a column is not the same from call to call.
     """
 
     function: tyro.conf.Positional[str]
@@ -48,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             audit = audit_features(
                 function,
                 tables["candles"],
-                tables.get("funding"),
+                tables["funding"],
                 seed=args.seed,
                 track=lambda trials: track(trials, "auditing", console=console, transient=True),
             )
-    except (ValueError, OSError, SyntaxError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     audit = dataclasses.replace(audit, subject=args.function)
@@ -60,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(audit.to_json(), indent=1, allow_nan=False))
     else:
         Console().print(tabulate(audit))
-    return 1 if audit.accused else 0
+    if audit.accused:
+        return 1
+    return 2 if any(item.verdict == "undecided" for item in audit.items) else 0
 
 
 if __name__ == "__main__":

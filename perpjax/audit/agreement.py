@@ -4,11 +4,9 @@ import dataclasses
 from collections import Counter
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from perpjax.market import Bar, Market
+from perpjax.market import Market
 from perpjax.orders import Verdict
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import Lot, Twin, TwinMarket, TwinParams, step_like
@@ -29,12 +27,19 @@ been (what was lost to rounding then stays lost); ten times that over 100 000 ba
 
 
 def twin_market(market: Market) -> TwinMarket:
-    """A market of one symbol and one segment for the twin, holding the simulator's float32 values exactly."""
-    bars, instrument = jax.vmap(market.bar)(jnp.arange(market.num_bars)), market.instrument
-    prices = {name: np.asarray(getattr(bars, name), np.float64) for name in Bar._fields if name != "mark_before"}
-    prices["valid"] = np.asarray(bars.valid)
+    """A market of one symbol and one segment for the twin, holding the simulator's float32 values exactly.
+
+    The rows are taken apart here by their layout (`Market.candles`), not by the simulator's own `Market.bar`.
+    """
+    rows, k, instrument = np.asarray(market.candles, np.float64)[:-1], market.candles_per_bar, market.instrument
+    series = rows[:, : -k - 3].reshape(len(rows), -1, 4, k)  # the last price, then the mark if there is one
+    prices = {name: series[:, 0, i] for i, name in enumerate(("open", "high", "low", "close"))}
+    prices |= {f"mark_{name}": series[:, -1, i] for i, name in enumerate(tuple(prices))}
     return TwinMarket(
         **prices,
+        valid=rows[:, -k - 3 : -3] > 0,
+        funding_rate=rows[:, -3],
+        funding_price=rows[:, -2],
         atr=np.asarray(market.atr, np.float64),
         features=np.asarray(market.features, np.float64),
         feature_mean=np.asarray(market.scaler_mean, np.float64),
@@ -140,7 +145,7 @@ def follow(twin: Twin, states: State, actions: np.ndarray) -> tuple[int, float, 
     """
     seen = Seen(states)
     twin.reset(seen.flags[0][0])
-    told = [(twin.state.wallet, twin.state.equity, 0.0, twin.state.obs)]
+    told = [tell(twin)]
     for i, action in enumerate(actions):
         if twin.state.terminated or twin.state.truncated:
             break
@@ -148,26 +153,49 @@ def follow(twin: Twin, states: State, actions: np.ndarray) -> tuple[int, float, 
         if not step_like(twin, action, lambda t, i=i, b=before: not disagreement(t, seen, i + 1, b)):
             why = disagreement(twin, seen, i + 1, before)
             return i, 0.0, 0.0, f"bar {seen.flags[i][0]}: {why}; {twin.params}, {twin.state.events}"
-        told.append((twin.state.wallet, twin.state.equity, twin.state.reward, twin.state.obs))
+        told.append(tell(twin))
     steps = len(told) - 1
+    return steps, *compare_numbers(told, seen, twin.params, max(1, steps / 10_000))
+
+
+def compare_numbers(
+    told: list[tuple[float, float, float, np.ndarray]], seen: Seen, params: TwinParams, longer: float = 1.0
+) -> tuple[float, float, str]:
+    """Wallet, equity, reward and observation of a run of states.
+
+    Args:
+      told: the twin's, of as many of the first states in `seen`.
+      longer: by how much more than `CARRIED` wallet and equity may be apart.
+
+    Returns:
+      The largest errors of wallet and equity relative to the largest equity so far, and what is too far apart.
+    """
+    n = len(told)
     wallet, equity, reward, obs = (np.array(x) for x in zip(*told, strict=True))
-    size = np.maximum.accumulate(np.maximum(np.abs(equity), twin.params.initial_equity))
-    wallet_error = np.abs(wallet - seen.wallet[: steps + 1]) / size
-    equity_error = np.abs(equity - seen.equity[: steps + 1]) / size
+    size = np.maximum.accumulate(np.maximum(np.abs(equity), params.initial_equity))
+    wallet_error = np.abs(wallet - seen.wallet[:n]) / size
+    equity_error = np.abs(equity - seen.equity[:n]) / size
     # The rewards and the account's numbers are ratios: near ruin they show what float32 loses of the initial equity.
-    noise = 1e-6 * (1 + size / np.maximum(equity, 1e-6 * twin.params.initial_equity))
-    reward_error = np.abs(reward - seen.reward[: steps + 1]) / (1 + np.abs(reward))
-    obs_error = (np.abs(obs - seen.obs[: steps + 1]) / (1 + np.abs(obs))).max(axis=1)
+    noise = 1e-6 * (1 + size / np.maximum(equity, 1e-6 * params.initial_equity))
+    reward_error = np.abs(reward - seen.reward[:n]) / (1 + np.abs(reward))
+    obs_error = (np.abs(obs - seen.obs[:n]) / (1 + np.abs(obs))).max(axis=1)
     for name, error, limit in (
-        ("wallet", wallet_error, CARRIED * max(1, steps / 10_000)),
-        ("equity", equity_error, CARRIED * max(1, steps / 10_000)),
+        ("wallet", wallet_error, CARRIED * longer),
+        ("equity", equity_error, CARRIED * longer),
         ("reward", reward_error, 2 * np.maximum(noise, np.roll(noise, 1))),
         ("observation", obs_error, 10 * noise),
     ):
         if (error > limit).any():
             i = int((error > limit).argmax())
-            return steps, 0.0, 0.0, f"{name} after {i} steps differs by {error[i]:.1e}, relative; {twin.params}"
-    return steps, wallet_error.max(), equity_error.max(), ""
+            why = f"{name} after {i} steps differs by {error[i]:.1e}, relative; {params}"
+            return wallet_error.max(), equity_error.max(), why
+    return wallet_error.max(), equity_error.max(), ""
+
+
+def tell(twin: Twin) -> tuple[float, float, float, np.ndarray]:
+    """The twin's wallet, equity, reward and observation."""
+    s = twin.state
+    return s.wallet, s.equity, s.reward, s.obs
 
 
 def read_events(twin: Twin) -> Counter:

@@ -1,4 +1,4 @@
-"""Three other futures: everything after a cut redrawn, left out, or in another order. All are valid market data."""
+"""Three other futures: everything after a cut redrawn, left out, or in another order. All are well-formed."""
 
 from collections.abc import Callable
 from typing import NamedTuple

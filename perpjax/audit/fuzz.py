@@ -40,8 +40,8 @@ _ENDS = ("stopped", "targets", "timed_out", "closed", "liquidated")
 def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Array, ""]]:
     """What must hold after any step from a state that is not over: name to whether it does.
 
-    The last one says that no lot costs more than its margin and fees: what is not posted as margin (the free money)
-    falls only by what the new lot posts and pays to enter, whatever happens to the others.
+    The last one says that lots cost no more than their margins and fees, in sum: what is not posted as margin (the free
+    money) falls only by what the new lot posts and pays to enter, whatever happens to the others.
     """
     params, market = env.params, env.market
     lots, ledger = after.account.lots, after.account.ledger
@@ -79,7 +79,7 @@ def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Arra
             env.config.reward == "shaped", after.reward <= gain + noise, jnp.abs(after.reward - gain) <= noise
         ),
         "free money not negative": free >= -MONEY * size,
-        "no lot costs more than margin and fees": stillborn | (free >= was_free - paid - MONEY * size),
+        "lots cost no more than margins and fees": stillborn | (free >= was_free - paid - MONEY * size),
     }
 
 

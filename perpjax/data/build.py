@@ -154,8 +154,8 @@ def find_features(spec: str) -> str | FeatureFunction | None:
         raise ValueError(f"features {spec!r} is not core, none or module:function")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"features {spec}: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"features {spec}: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ValueError(f"features {spec}: is a {type(function).__name__}, not a function")
 

@@ -157,9 +157,11 @@ def load_tables(source: str | os.PathLike[str]) -> dict[str, pa.Table | None]:
     """
     name = str(source)
     if name.startswith(_SYNTHETIC):
-        return synthetic_by_query(name.removeprefix(_SYNTHETIC))._asdict()
+        tables = synthetic_by_query(name.removeprefix(_SYNTHETIC))
+        return {"candles": tables.candles, "mark": tables.mark, "funding": tables.funding}
     folder = Path(source)
-    return _read_files(folder, read_manifest(folder))
+    tables = _read_files(folder, read_manifest(folder))
+    return {name: tables.get(name) for name in ("candles", "mark", "funding")}
 
 
 def _parse_query(query: str) -> dict[str, int | float]:

@@ -27,7 +27,8 @@ def step_like(twin: Twin, action: Any, agrees: Callable[[Twin], bool], limit: in
             return True
         for i in range(max(forced, default=-1) + 1, len(twin.ties.cases)):
             case = twin.ties.cases[i]
-            queue.extend({**forced, i: option} for option in case.options if option != case.own)
+            others = [option for option in case.options if option != case.taken]
+            queue.extend({**forced, i: option} for option in sorted(others, key=lambda x, c=case: abs(x - c.value)))
     twin.state, (twin.near_ties, twin.flipped_ties) = start.copy(), counts
     twin.step(action)
     return False

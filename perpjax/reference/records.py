@@ -161,6 +161,7 @@ class Lot:
     target: float  # ticks
     liquidation: float = 0.0  # ticks; 0: none
     age: int = 0  # bars; the opening bar counts 1 once it is over
+    settlements: int = 0  # that the margin has been through: for near-ties only
 
     def copy(self) -> Lot:
         return replace(self)

@@ -32,7 +32,8 @@ class Tie(NamedTuple):
 class Ties:
     """Takes every rounding and every money threshold of one step, and records the near-ties in order.
 
-    A number that comes again in the step (the slippage at one price, say) is decided once.
+    A number that comes again in the step (the slippage at one price, say) is decided as it was before, unless that use
+    of it (`use`) is forced to the other side: a compiler may compute one number twice, and round it both ways.
 
     Args:
       forced: result to take for the i-th near-tie of the step; those not named take float64's side.
@@ -45,11 +46,16 @@ class Ties:
 
     @property
     def flipped(self) -> int:
-        """How many near-ties were not decided as float64 decides them."""
-        return sum(case.taken != case.own for case in self.cases)
+        """How many numbers were not decided as float64 decides them, in any of their uses."""
+        return len({(case.where, case.value) for case in self.cases if case.taken != case.own})
 
-    def ceil(self, where: str, x: float, scale: float = 0.0) -> float:
-        return self._rounded(math.ceil, where, x, scale)
+    @property
+    def count(self) -> int:
+        """How many numbers were near-ties, each counted once."""
+        return len(self._decided)
+
+    def ceil(self, where: str, x: float, scale: float = 0.0, use: str = "") -> float:
+        return self._rounded(math.ceil, where, x, scale, use)
 
     def floor(self, where: str, x: float, scale: float = 0.0) -> float:
         return self._rounded(math.floor, where, x, scale)
@@ -65,20 +71,21 @@ class Ties:
         options = (0.0, 1.0) if abs(left - right) <= reach else (own,)
         return bool(self._take(where, left - right, options, own))
 
-    def _rounded(self, rule: Callable[[float], int], where: str, x: float, scale: float) -> float:
+    def _rounded(self, rule: Callable[[float], int], where: str, x: float, scale: float, use: str = "") -> float:
         own = float(rule(x))
         reach = WIDTH * max(1.0, abs(x), scale)
         options = tuple(float(n) for n in range(rule(x - reach), rule(x + reach) + 1))
-        return self._take(where, x, options, own)
+        return self._take(where, x, options, own, use)
 
-    def _take(self, where: str, value: float, options: tuple[float, ...], own: float) -> float:
+    def _take(self, where: str, value: float, options: tuple[float, ...], own: float, use: str = "") -> float:
         if len(options) == 1:
             return own
-        if (where, value) in self._decided:
-            return self._decided[where, value]
-        taken = self.forced.get(len(self.cases), own)
+        before = self._decided.get((where, value))
+        if before is not None and not use:
+            return before
+        taken = self.forced.get(len(self.cases), own if before is None else before)
         if taken not in options:
             raise ValueError(f"near-tie {len(self.cases)} ({where}) is among {options}, not {taken}")
         self.cases.append(Tie(where, value, options, own, taken))
-        self._decided[where, value] = taken
+        self._decided.setdefault((where, value), taken)
         return taken

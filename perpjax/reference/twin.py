@@ -67,7 +67,7 @@ class Twin:
           lots: the fields of `Lot` by name, each [max_lots]; a slot of quantity 0 is free.
           ledger: the entries of `Ledger` by name, `refused` a sequence; None: all 0.
         """
-        names = Lot.__dataclass_fields__
+        names = [name for name in Lot.__dataclass_fields__ if name != "settlements"]
         kinds = {name: int if name in ("side", "age") else float for name in names}
         slots: list[Lot | None] = [
             Lot(**{name: kinds[name](lots[name][i]) for name in names}) if lots["quantity"][i] != 0 else None
@@ -115,7 +115,7 @@ class Twin:
         s.reward = reward(s, m, p, equity_before, before)
         s.t = t + 1
         s.obs = observe(s, m, p)
-        self.near_ties += len(self.ties.cases)
+        self.near_ties += self.ties.count
         self.flipped_ties += self.ties.flipped
         return s
 
@@ -131,6 +131,7 @@ class Twin:
             payment = min(lot.side * lot.quantity * price * m.tick_value * rate, lot.margin)
             s.wallet -= payment
             lot.margin -= payment
+            lot.settlements += 1
             s.ledger.funding += payment
             lot.liquidation = self._liquidation_price(lot)
 
@@ -190,23 +191,24 @@ class Twin:
         # Rule 5
         slip = self._slip(open_)
         entry = max(open_ + d * slip, 1.0)
-        step_value = entry * m.tick_value
+        step_value = max(open_ + d * self._slip(open_, "size"), 1.0) * m.tick_value
         steps_scale = margin_scale * leverage / step_value
         quantity = min(self.ties.floor("quantity", margin * leverage / step_value, steps_scale), m.max_steps)
-        notional = quantity * entry * m.tick_value
+        notional = quantity * step_value
         if quantity < 1 or not self.ties.at_most("min_notional <= notional", m.min_notional, notional):
             return Verdict.BELOW_MINIMUM
         atr = float(m.atr[s.t])
         stop_distance = max(slip + 1, self.ties.round("stop distance", stop_multiple * atr))
         target_distance = max(stop_distance, self.ties.round("target distance", target_multiple * atr))
+        base = max(open_ + d * self._slip(open_, "levels"), 1.0)
         lot = Lot(
             side=d,
             quantity=quantity,
             entry=entry,
             margin=notional / leverage,
             leverage=leverage,
-            stop=entry - d * stop_distance,
-            target=entry + d * target_distance,
+            stop=base - d * stop_distance,
+            target=base + d * target_distance,
         )
         lot.liquidation = self._liquidation_price(lot)
         slot = s.lots.index(None)  # the lowest free one
@@ -229,6 +231,7 @@ class Twin:
             distance_b = (cushion - (m + f) * E) / (1 - d * (m + f))
             if distance_b < distance:
                 distance, scale = distance_b, max(cushion, (m + f) * E) / (1 - d * (m + f))
+        scale *= 1 + lot.settlements / 16  # 2^-20 covers sixteen roundings of a margin
         level = E - d * self.ties.ceil("liquidation distance", distance - E * 2.0**-22, scale)
         return max(level, 0.0) if d == LONG else level
 
@@ -314,10 +317,10 @@ class Twin:
         """(slot, lot) of every open lot; a list of its own, so that lots may end on the way."""
         return [(slot, lot) for slot, lot in enumerate(self.state.lots) if lot is not None]
 
-    def _slip(self, price: float) -> float:
-        """`slip(p)`, ticks."""
+    def _slip(self, price: float, use: str = "") -> float:
+        """`slip(p)`, ticks; `use` as in `Ties`."""
         p, atr = self.params, float(self.market.atr[self.state.t])
-        return self.ties.ceil("slip", p.slippage_base * price + p.slippage_atr * atr)
+        return self.ties.ceil("slip", p.slippage_base * price + p.slippage_atr * atr, use=use)
 
     def _mark_before(self, t: int) -> float:
         return float(self.market.mark_close[t - 1, -1])
