@@ -230,7 +230,9 @@ class Twin:
             cushion = (M + cum) / (lot.quantity * self.market.tick_value)
             distance_b = (cushion - (m + f) * E) / (1 - d * (m + f))
             if distance_b < distance:
-                distance, scale = distance_b, max(cushion, (m + f) * E) / (1 - d * (m + f))
+                # A margin has the rounding of what was posted, however much of it funding has taken since.
+                terms = max(cushion, E / lot.leverage, (m + f) * E)
+                distance, scale = distance_b, terms / (1 - d * (m + f))
         scale *= 1 + lot.settlements / 16  # 2^-20 covers sixteen roundings of a margin
         level = E - d * self.ties.ceil("liquidation distance", distance - E * 2.0**-22, scale)
         return max(level, 0.0) if d == LONG else level
