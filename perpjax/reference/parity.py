@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from perpjax.reference.twin import Twin
 
 
-def step_like(twin: Twin, action: Any, agrees: Callable[[Twin], bool], limit: int = 512) -> bool:
-    """Steps the twin, deciding as few near-ties as possible against float64 until `agrees(twin)`.
+def step_like(twin: Twin, action: Any, agrees: Callable[[Twin], bool], limit: int = 4096) -> bool:
+    """Steps the twin, deciding near-ties as little against float64 as it takes until `agrees(twin)`.
 
-    Tries no flip, then every single flip, then pairs, and so on, at most `limit` steps in all. When nothing
-    agrees the twin is left where float64 alone leads, and the answer is False: a real disagreement.
+    Tries no flip, then the likeliest sets of flips first: few of them, each to a result next to float64's own; at most
+    `limit` steps in all. When nothing agrees the twin is left where float64 alone leads, and the answer is False: a
+    real disagreement.
     """
     start, counts = twin.state, (twin.near_ties, twin.flipped_ties)
-    queue: deque[dict[int, float]] = deque([{}])
+    order = itertools.count()
+    heap: list[tuple[int, int, dict[int, float]]] = [(0, next(order), {})]
     for _ in range(limit):
-        if not queue:
+        if not heap:
             break
-        forced = queue.popleft()
+        cost, _, forced = heapq.heappop(heap)
         twin.state, (twin.near_ties, twin.flipped_ties) = start.copy(), counts
         twin.step(action, forced)
         if agrees(twin):
@@ -28,7 +31,8 @@ def step_like(twin: Twin, action: Any, agrees: Callable[[Twin], bool], limit: in
         for i in range(max(forced, default=-1) + 1, len(twin.ties.cases)):
             case = twin.ties.cases[i]
             others = [option for option in case.options if option != case.taken]
-            queue.extend({**forced, i: option} for option in sorted(others, key=lambda x, c=case: abs(x - c.value)))
+            for far, option in enumerate(sorted(others, key=lambda x, c=case: abs(x - c.value)), 1):
+                heapq.heappush(heap, (cost + far, next(order), {**forced, i: option}))
     twin.state, (twin.near_ties, twin.flipped_ties) = start.copy(), counts
     twin.step(action)
     return False
