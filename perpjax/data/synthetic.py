@@ -33,8 +33,7 @@ for the default market alone:
                                        0             6     11.9    3.8     7.6              0.67
     causal (ridge on core features)    0 - 5        36     14.1    4.7    17.9              0.75
                                        0             6     12.1    3.2     9.2              0.68
-    random (uniform multi_discrete)    0 - 5        36     -9.5    1.7   -32.7             -0.51
-                                       0             6     -8.8    1.6   -13.9             -0.49
+    random (uniform multi_discrete)    0 - 5        36     -9.6    2.1   -27.8             -0.51
     hold                               any                  0.0    0.0
 
 That is far more than any real market pays. A validation split has six such windows; for a signal to be
