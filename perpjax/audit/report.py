@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -81,24 +82,22 @@ class Audit:
 def tabulate(audit: Audit) -> Table:
     """The table of an audit, accusations first."""
     told = ", ".join([f"{len(audit.accused)} of {len(audit.items)} accused", *audit.remarks])
-    table = Table(title=f"{audit.subject}: {told}", title_justify="left", caption_justify="left")
+    table = Table(title=f"{audit.subject}: {told}", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.caption = f"{audit.comparisons:,} altered futures on {audit.bars:,} bars, seed {audit.seed}; ahead: in bars"
-    for name in ("name", "verdict", "first moved at", "ahead", "by", "proof and remarks"):
-        table.add_column(name, no_wrap=name not in ("by", "proof and remarks"))
+    for name in ("name", "verdict", "proof and remarks"):
+        table.add_column(name, no_wrap=name != "proof and remarks")
     for item in sorted(audit.items, key=lambda item: list(_COLORS).index(item.verdict)):
-        verdict, move = Text(item.verdict, _COLORS[item.verdict]), item.movement
-        cells, notes = ["", "", ""], item.remarks
-        if move is not None:
-            cells = [f"{move.bar} ({move.time})", f">= {move.ahead}", _describe_amount(move)]
-            notes = (f"{move.alteration}, from bar {move.cut} on", *notes)
-        table.add_row(Text(item.name), verdict, *cells, Text("; ".join(notes)))
+        notes = item.remarks if item.movement is None else (_describe_movement(item.movement), *item.remarks)
+        table.add_row(Text(item.name), Text(item.verdict, _COLORS[item.verdict]), Text("; ".join(notes)))
     return table
 
 
-def _describe_amount(move: Movement) -> str:
-    if move.amount is None:
-        return "a value or none"
-    return f"{move.amount:.3g}" + ("" if move.spreads is None else f" ({move.spreads:.2g} s.d.)")
+def _describe_movement(move: Movement) -> str:
+    by = "a value or none"
+    if move.amount is not None:
+        by = f"{move.amount:.3g}" + ("" if move.spreads is None else f" ({move.spreads:.2g} s.d.)")
+    where = f"bar {move.bar} ({move.time}) moved first, ahead >= {move.ahead}"
+    return f"{where}, by {by}; {move.alteration}, from bar {move.cut} on"
 
 
 def render(table: Table) -> str:
