@@ -3,7 +3,7 @@
 from typing import Protocol
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
 from perpjax.batching import cond_any
@@ -64,7 +64,7 @@ class AutoReset:
         stepped = self.env.step(_plain(state, terminated=no, truncated=no), action)
         episode = _follow(state.episode, state.equity, stepped, started)
         done = stepped.terminated | stepped.truncated
-        fresh = cond_any(done, lambda env, s: env.reset(s.key), lambda env, s: s, self.env, stepped, few=RESET_ROWS)
+        fresh = reset_if(done, self.env, stepped)
         return EpisodeState(
             **vars(_plain(fresh, reward=stepped.reward, terminated=stepped.terminated, truncated=stepped.truncated)),
             final_obs=stepped.obs,
@@ -77,6 +77,11 @@ class AutoReset:
         zero = jnp.zeros_like(state.equity)
         episode = Episode(zero, jnp.zeros_like(state.t), state.equity, state.equity, zero, state.account.ledger)
         return EpisodeState(**vars(state), final_obs=state.obs, episode=episode)
+
+
+def reset_if(done: Bool[Array, ""], env: Env, state: State) -> State:
+    """A fresh episode where `done`, the state itself elsewhere; in a batch only the rows that ask are reset."""
+    return cond_any(done, lambda env, s: env.reset(s.key), lambda env, s: s, env, state, few=RESET_ROWS)
 
 
 def _plain(state: State, **changes: Array) -> State:

@@ -19,14 +19,13 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from perpjax.audit.draws import CONFIGS, draw_params
-from perpjax.batching import cond_any
 from perpjax.data.dataset import load_market
 from perpjax.env import PerpEnv
 from perpjax.market import Market
 from perpjax.orders import hold_action, sample_action
 from perpjax.params import EnvConfig
 from perpjax.state import Ledger, Lots, State, add, unrealised
-from perpjax.wrappers import RESET_ROWS
+from perpjax.wrappers import reset_if
 
 CHUNK = 256
 """Steps of every environment between two looks of the host."""
@@ -62,7 +61,7 @@ def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Arra
     noise = MONEY * (10 + 2 * size / jnp.maximum(jnp.minimum(before.equity, after.equity), floor))
     return {
         "all numbers finite": _all_finite(after),
-        "quantities, margins, ages not negative": _all(lots, ("quantity", "margin", "age", "leverage"), 0),
+        "quantities, margins, ages not negative": _not_negative(lots),
         "levels and quantities whole": _are_whole(lots),
         "free slots empty, one side": _are_tidy(lots, held),
         "leverage within its limit": jnp.all(~held | (lots.leverage >= 1) & (lots.leverage <= params.max_leverage)),
@@ -88,8 +87,8 @@ def _all_finite(state: State) -> Bool[Array, ""]:
     return functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in leaves))
 
 
-def _all(tree: Lots | Ledger, names: Sequence[str], least: float) -> Bool[Array, ""]:
-    return functools.reduce(jnp.logical_and, (jnp.all(getattr(tree, n) >= least) for n in names))
+def _not_negative(lots: Lots) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([lots.quantity, lots.margin, lots.leverage]) >= 0) & jnp.all(lots.age >= 0)
 
 
 def _are_whole(lots: Lots) -> Bool[Array, ""]:
@@ -155,8 +154,7 @@ def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tu
         failed = {name: ~holds for name, holds in check_step(own, state, after).items()}
         done = after.terminated | after.truncated
         liquidated = after.account.ledger.liquidated - state.account.ledger.liquidated
-        fresh = cond_any(done, lambda e, s: e.reset(s.key), lambda e, s: s, own, after, few=RESET_ROWS)
-        return fresh, jnp.stack([done, after.terminated, liquidated]).astype(jnp.int32), failed
+        return reset_if(done, own, after), jnp.stack([done, after.terminated, liquidated]).astype(jnp.int32), failed
 
     def step(states: State, key: Array):
         keys = jax.random.split(key, calm.shape[0])

@@ -10,7 +10,7 @@ import itertools
 import multiprocessing
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
@@ -76,11 +77,17 @@ NOTHING = Outcome(0, 0, 0, 0, 0.0, 0.0, Counter(), ())
 
 
 @jax.jit
+def step_each(env: PerpEnv, states: State, actions: jax.Array) -> State:
+    """One step of each state [count] with its own parameters; every leaf of `env.params` is [count]."""
+    return jax.vmap(lambda params, s, a: env.replace(params=params).step(s, a))(env.params, states, actions)
+
+
+@jax.jit
 def record(env: PerpEnv, starts: jax.Array, actions: jax.Array) -> State:
     """The states of an episode each, [steps + 1, count]; every leaf of `env.params` is [count]."""
 
     def step(states: State, action: jax.Array) -> tuple[State, State]:
-        states = jax.vmap(lambda params, s, a: env.replace(params=params).step(s, a))(env.params, states, action)
+        states = step_each(env, states, action)
         return states, states
 
     first = jax.vmap(lambda params, t: env.replace(params=params).reset(jax.random.key(0), t))(env.params, starts)
@@ -88,21 +95,12 @@ def record(env: PerpEnv, starts: jax.Array, actions: jax.Array) -> State:
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
 
-@jax.jit
-def step_each(env: PerpEnv, states: State, actions: jax.Array) -> State:
-    """One step of each state [count] with its own parameters."""
-    return jax.vmap(lambda params, s, a: env.replace(params=params).step(s, a))(env.params, states, actions)
-
-
-def compare_episodes(
-    env: PerpEnv, starts: np.ndarray, actions: np.ndarray, progress: Callable[[int], None] = lambda steps: None
-) -> tuple[Outcome, State]:
+def compare_episodes(env: PerpEnv, starts: np.ndarray, actions: np.ndarray) -> tuple[Outcome, State]:
     """Play whole episodes in both.
 
     Args:
       env: its market of one symbol and one segment, every leaf of its parameters [count].
       starts: [count] first bars; actions: [steps, count, 5].
-      progress: is told the number of steps compared, episode by episode.
 
     Returns:
       What came of it, and the simulator's states [steps + 1, count].
@@ -115,7 +113,6 @@ def compare_episodes(
         steps, *errors, why = follow(twin, jax.tree.map(lambda x, i=i: x[:, i], host), actions[:, i])
         counts, wrong = read_events(twin), (why,) if why else ()
         total += Outcome(1, steps, twin.near_ties, twin.flipped_ties, *errors, counts, wrong)
-        progress(steps)
     return total, states
 
 
@@ -148,19 +145,12 @@ def compare_steps(env: PerpEnv, states: State, actions: np.ndarray) -> Outcome:
     return total
 
 
-def compare(
-    market: Market,
-    config: EnvConfig,
-    episodes: int,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda steps: None,
-) -> Outcome:
+def compare(market: Market, config: EnvConfig, episodes: int, seed: int = 0) -> Outcome:
     """Drawn episodes on a market of one symbol, and single steps from states drawn out of them.
 
     Args:
       market: a window of two episodes is drawn from it.
       config: the static choices; `episode_length` is that of the episodes.
-      progress: is told the number of steps compared, episode by episode.
     """
     rng, length = np.random.default_rng(seed), config.episode_length
     window = min(market.num_bars, FIRST_DECISION + 2 * length)
@@ -171,7 +161,7 @@ def compare(
     first, last = (int(x[0]) for x in (market.segments.first, market.segments.last))
     starts = rng.integers(first, last + 2 - length, episodes)
     starts[rng.random(episodes) < 0.1] = last - length // 2  # the market ends before the episode does
-    outcome, states = compare_episodes(env, starts, draw_actions(rng, config, length, episodes), progress)
+    outcome, states = compare_episodes(env, starts, draw_actions(rng, config, length, episodes))
     columns = np.repeat(np.arange(episodes), SINGLE_STEPS)
     alive = np.asarray(~(states.terminated | states.truncated)).sum(axis=0)
     rows = rng.integers(0, alive[columns])
@@ -287,8 +277,9 @@ def load(dataset: str) -> Market:
 def print_outcomes(outcomes: dict[str, Outcome]) -> None:
     """The table, the events, and the first disagreements."""
     console = Console()
-    table = Table(title="simulator and float64 twin", caption="in brackets: near-ties taken as float32 took them")
-    table.add_column("dataset", overflow="fold", min_width=22)
+    caption = "in brackets: near-ties taken as float32 took them"
+    table = Table(title="simulator and float64 twin", caption=caption, box=SIMPLE_HEAD)
+    table.add_column("dataset", overflow="fold")
     for name in ("episodes", "steps", "near-ties", "error", "wrong"):
         table.add_column(name, justify="right", no_wrap=True)
     total = sum(outcomes.values(), NOTHING)

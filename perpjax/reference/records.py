@@ -163,9 +163,6 @@ class Lot:
     age: int = 0  # bars; the opening bar counts 1 once it is over
     settlements: int = 0  # that the margin has been through: for near-ties only
 
-    def copy(self) -> Lot:
-        return replace(self)
-
 
 @dataclass
 class Ledger:
@@ -207,5 +204,5 @@ class TwinState:
     events: list[tuple] = field(default_factory=list)  # of the last step
 
     def copy(self) -> TwinState:
-        lots = [lot and lot.copy() for lot in self.lots]
+        lots = [lot and replace(lot) for lot in self.lots]
         return replace(self, lots=lots, ledger=self.ledger.copy(), events=list(self.events))
