@@ -1,61 +1,162 @@
-"""A `lax.cond` that still skips work under `vmap`."""
+"""How one step of one environment becomes one step of a batch: batch axes last, and boundaries between kernels.
 
+The functions of a step are written for one environment, lots (or candles) on the first axis, and broadcast over any
+trailing axes by numpy's rules: a lot's field is [lots] or [lots, batch], a price [] or [batch]. A batch on the last
+axis is what a CPU's vector units and a GPU's threads read side by side; docs/performance.md has what it is worth.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array, Bool, Num
 
 T = TypeVar("T")
 
+TILE = 128
+"""Environments that lie side by side on a CPU: rows of a few cache lines, not whole pages that evict each other."""
+NARROW = 32
+"""Arrays with no more than so many entries an environment (lots, counters) are laid out with the batch innermost."""
+ROWS = 16
+"""Elements that `where_rows` computes at a time: about as many episodes as end at once among 4096."""
 
-def cond_any(
-    predicate: Bool[Array, ""], on_true: Callable[..., T], on_false: Callable[..., T], *operands: Any, few: int = 0
-) -> T:
-    """`lax.cond(predicate, on_true, on_false, *operands)`, that under `vmap` runs `on_true` if any element asks.
 
-    A batched `lax.cond` becomes a select: both branches always run. Here the branch is a real one over the whole
-    batch, with the select inside. It also keeps XLA from computing the branch anew in every kernel that reads one of
-    its results, which is worth a factor of two on a CPU.
+def batch_last(step: Callable[..., T]) -> Callable[..., T]:
+    """Make `jax.vmap` call `step(env, *args)` once, with the batch on the last axis of every array.
 
-    Args:
-      predicate, on_true, on_false, operands: as in `lax.cond`. Neither branch may close over traced values:
-        everything they read is an operand.
-      few: if no more elements than this ask, `on_true` runs on their rows alone. For what is rare in a batch.
+    What is shared by the batch in `env` (the market, mostly) stays as it is; of its own it may have one number for each
+    element, no arrays: with those, as with a `vmap` around another one, the axis is the ordinary leading one.
     """
 
     @jax.custom_batching.custom_vmap
-    def run(predicate: Array, *operands: Any) -> T:
-        return jax.lax.cond(predicate, on_true, on_false, *operands)
+    def run(*args: Any) -> T:
+        return step(*args)
 
     @run.def_vmap
-    def _(size: int, batched: list, predicate: Array, *operands: Any) -> tuple[T, Any]:
-        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
+    def _(size: int, batched: list, *args: Any) -> tuple[T, Any]:
+        args = args[0], *_spread(size, batched[1:], list(args[1:]))
+        batched = batched[0], *jax.tree.map(lambda _: True, batched[1:])
+        axes = jax.tree.map(lambda b: 0 if b else None, batched)
 
-        def over_batch(branch: Callable[..., T], rows: int = size) -> Callable[..., T]:
-            return jax.vmap(branch, axes, axis_size=rows)
+        def flat(*args: Any) -> T:
+            moved = jax.tree.map(lambda b, x: _to_last(x) if b else x, batched, args)
+            return jax.tree.map(_to_first, step(*moved))
 
-        def choose(predicate: Array, *operands: Any) -> T:
-            return jax.tree.map(lambda a, b: jnp.where(predicate, a, b), on_true(*operands), on_false(*operands))
+        def tiled(*args: Any) -> T:
+            tiles = jax.tree.map(lambda b, x: x.reshape(-1, TILE, *x.shape[1:]) if b else x, batched, args)
+            out = jax.vmap(flat, axes)(*tiles)
+            return jax.tree.map(lambda x: _batch_innermost(x.reshape(size, *x.shape[2:])), out)
 
-        def skip(_: Array, *operands: Any) -> T:
-            return on_false(*operands)
-
-        def run_rows(*args: Any) -> T:
-            (rows,) = jnp.nonzero(args[0], size=few, fill_value=size)
-            taken = jax.tree.map(lambda b, x: x.at[rows].get(mode="clip") if b else x, tuple(batched), args)
-            done = over_batch(lambda _, *operands: on_true(*operands), few)(*taken)
-            return jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), over_batch(skip)(*args), done)
-
-        asking = jnp.sum(predicate)
-        branches = [over_batch(skip), over_batch(choose)]
-        if 0 < few < size:
-            branches.append(run_rows)
-            index = jnp.where(asking == 0, 0, jnp.where(asking > few, 1, 2))
+        if any(jax.tree.leaves(jax.tree.map(lambda b, x: b and x.ndim > 1, batched[0], args[0]))):
+            out = jax.vmap(step, axes, axis_size=size)(*args)
+        elif size > TILE and size % TILE == 0:
+            out = lax.platform_dependent(*args, cpu=tiled, default=flat)
         else:
-            index = (asking > 0).astype(jnp.int32)
-        out = jax.lax.switch(index, branches, predicate, *operands)
+            out = flat(*args)
         return out, jax.tree.map(lambda _: True, out)
 
-    return run(predicate, *operands)
+    return functools.wraps(step)(lambda *args: run(*args))
+
+
+def _spread(size: int, batched: T, tree: T) -> T:
+    """Give every leaf the leading batch axis."""
+    return jax.tree.map(lambda b, x: x if b else jnp.broadcast_to(x, (size, *jnp.shape(x))), batched, tree)
+
+
+def _batch_innermost(x: Array) -> Array:
+    """Lay [batch, lots] out like [lots, batch]; rows of an observation stay rows."""
+    return with_layout_constraint(x, Layout((1, 0))) if x.ndim == 2 and x.shape[1] <= NARROW else x
+
+
+def _to_last(x: Array) -> Array:
+    return jnp.moveaxis(x, 0, -1) if x.ndim > 1 else x
+
+
+def _to_first(x: Array) -> Array:
+    return jnp.moveaxis(x, -1, 0) if x.ndim > 1 else x
+
+
+def stage(function: Callable[..., T]) -> Callable[..., T]:
+    """`function`, but on a CPU XLA computes each of its results once and fuses nothing across its boundary.
+
+    XLA's CPU compiler has no kernels with several results: each result is a loop of its own, which computes anew
+    everything it depends on. A stage is where that ends. On other devices it is `function` itself.
+    """
+    jitted = jax.jit(function)
+
+    def on_cpu(*args: Any) -> T:
+        # XLA inlines every call but those that say otherwise, and optimises a call by itself.
+        return jax.tree.map(lambda x: set_xla_metadata(x, inlineable="false"), jitted(*args))
+
+    @functools.wraps(function)
+    def call(*args: Any) -> T:
+        return lax.platform_dependent(*args, cpu=on_cpu, default=jitted)
+
+    return call
+
+
+def fold(operator: Callable[[Array, Array], Array], x: Num[Array, "lots ..."]) -> Array:
+    """Reduce over the first axis, written out: unlike a reduction it is fused with what it reads."""
+    return functools.reduce(operator, jnp.unstack(x))
+
+
+def total(x: Array) -> Array:
+    """Sum over the first axis; of booleans, their number."""
+    return fold(jnp.add, x.astype(jnp.int32) if x.dtype == bool else x)
+
+
+def any_of(x: Bool[Array, "lots ..."]) -> Bool[Array, "..."]:
+    """Whether any holds, over the first axis."""
+    return fold(jnp.logical_or, x)
+
+
+def where_rows(
+    predicate: Bool[Array, ""], function: Callable[..., T], otherwise: T, *operands: Any, rows: int = ROWS
+) -> T:
+    """`function(*operands)` where `predicate` holds, `otherwise` elsewhere; for what is rare in a batch.
+
+    A batched `lax.cond` becomes a select: both branches always run, for all. On a CPU only those that ask are
+    computed here, so many rows at a time, and put in place. On other devices it is the select, which costs them less.
+
+    Args:
+      predicate, operands: as in `lax.cond`. `function` must not close over traced values.
+      otherwise: of the structure that `function` returns.
+      rows: how many are computed at a time.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(predicate: Array, otherwise: T, *operands: Any) -> T:
+        return lax.cond(predicate, lambda _, *xs: function(*xs), lambda old, *_: old, otherwise, *operands)
+
+    @run.def_vmap
+    def _(size: int, batched: list, predicate: Array, otherwise: T, *operands: Any) -> tuple[T, Any]:
+        predicate, otherwise = _spread(size, batched[:2], [predicate, otherwise])
+        batched = tuple(batched[2:])
+        axes = jax.tree.map(lambda b: 0 if b else None, batched)
+
+        def on_cpu(predicate: Array, otherwise: T, *operands: Any) -> T:
+            def do_some(carry: tuple[Array, T]) -> tuple[Array, T]:
+                left, out = carry
+                (index,) = jnp.nonzero(left, size=min(rows, size), fill_value=size)
+                taken = jax.tree.map(lambda b, x: x.at[index].get(mode="clip") if b else x, batched, operands)
+                new = jax.vmap(function, axes, axis_size=index.shape[0])(*taken)
+                out = jax.tree.map(lambda x, y: _batch_innermost(x.at[index].set(y, mode="drop")), out, new)
+                return left.at[index].set(False, mode="drop"), out
+
+            return lax.while_loop(lambda carry: jnp.any(carry[0]), do_some, (predicate, otherwise))[1]
+
+        def select(predicate: Array, otherwise: T, *operands: Any) -> T:
+            new = jax.vmap(function, axes, axis_size=size)(*operands)
+            return jax.vmap(lambda p, *xs: jax.tree.map(lambda x, y: jnp.where(p, x, y), *xs))(
+                predicate, new, otherwise
+            )
+
+        out = lax.platform_dependent(predicate, otherwise, *operands, cpu=on_cpu, default=select)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return run(predicate, otherwise, *operands)

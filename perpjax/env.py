@@ -1,25 +1,30 @@
 """The environment. `step` reads like the contract: funding, opening check, orders, candles, mark, reward."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import cond_any
-from perpjax.intrabar import Exit, no_hit, resolve
-from perpjax.lots import keep_all, open_lot, settle
-from perpjax.margin import keep_bar, liquidates, open_bar
+from perpjax.batching import any_of, batch_last, stage, total
+from perpjax.intrabar import Exit, resolve
+from perpjax.lots import open_lot, settle
+from perpjax.margin import open_bar
 from perpjax.market import Market, find_segment, pick_start
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
 from perpjax.orders import CLOSE, Verdict, decode
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rewards import log_return, shaped
 from perpjax.risk import Exposure, is_due, is_ruined, review
-from perpjax.state import Account, State, account_side, add, add_each, notional, open_account, unrealised
+from perpjax.state import Account, Lots, State, account_side, add, add_each, notional, open_account, unrealised
+
+
+@stage
+def keep_if(over: Bool[Array, "..."], old: Lots, new: Lots) -> Lots:
+    """The old lots where the episode is over."""
+    return jax.tree.map(lambda a, b: jnp.where(over, a, b), old, new)
 
 
 @pytree(static=("config",))
@@ -62,6 +67,14 @@ class PerpEnv:
         Returns:
           The next state. A terminated or truncated one is absorbing: it comes back unchanged, reward 0.
         """
+        over = state.terminated | state.truncated
+        plain = PerpEnv(self.market, self.params, self.config)  # a subclass need not be a pytree
+        new, view = plain._trade(state.replace(obs=None), action)
+        return new.replace(obs=jnp.where(over, state.obs, self.observe(new.t, view)))
+
+    @batch_last
+    def _trade(self, state: State, action: Array) -> tuple[State, Float[Array, "9 ..."]]:
+        """Section 3 of the contract, in its order. The next state, and what its observation says of the account."""
         params, config = self.params, self.config
         bar, atr = self.market.bar(state.t), self.market.atr[state.t]
         instrument = self.market.instrument_at(state.instrument)
@@ -71,47 +84,44 @@ class PerpEnv:
         if config.opposite == "close" and config.actions == "box5":
             against = order.direction * account_side(lots) < 0
             order = order._replace(direction=jnp.where(against, CLOSE, order.direction))
-        carried = unrealised(lots, bar.mark_before, tick_value)
+        carried = stage(unrealised)(lots, bar.mark_before, tick_value)
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
-        happens = (bar.funding_rate != 0) | jnp.any(bar.valid[0] & liquidates(lots, bar.mark_open[0]))
-        lots, opening = cond_any(happens, open_bar, keep_bar, lots, carried, bar, instrument)
+        lots, opening = open_bar(lots, bar, instrument)
         wallet = add((account.wallet, account.wallet_low), -opening.funding, -opening.losses)
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
         side, held = account_side(lots), lots.quantity > 0
         exposure = Exposure(
-            lots=jnp.sum(held),
+            lots=total(held),
             slots=config.max_lots,
             side=side,
             wallet=wallet[0],
             equity=wallet[0] + opening.floating,
-            margin=jnp.sum(lots.margin),
+            margin=total(lots.margin),
         )
-        order = review(order, exposure, bar.open[0], bar.valid[0], atr, instrument, params)
-        lots = cond_any(order.opens, open_lot, lambda lots, *_: lots, lots, order, instrument)
+        order = stage(review)(order, exposure, bar.open[0], bar.valid[0], atr, instrument, params)
+        lots = open_lot(lots, order, instrument)
         entry_notional = jnp.where(order.opens, order.notional, 0)
         entry_fee = params.taker_fee * entry_notional
 
         # 7. Candles. 8. Timeout. A lot that was closed at the open sees neither.
-        find = functools.partial(resolve, rule=config.intrabar)
-        side = jnp.where(order.opens, order.side, side)
-        hit = cond_any(order.opens | jnp.any(held), find, no_hit, bar, lots, side)
+        hit = resolve(bar, lots, jnp.where(order.opens, order.side, side), config.intrabar)
         held = lots.quantity > 0
         lots = lots.replace(age=lots.age + held)
-        due = held & is_due(lots.age, params) & jnp.any(bar.valid)
+        due = held & is_due(lots.age, params) & stage(any_of)(bar.valid)
         how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
         how = jnp.where(order.closes & held, Exit.CLOSED, how)
 
         # 9. Exits.
-        lots, exits = cond_any(
-            jnp.any(how != Exit.NONE), settle, keep_all, lots, how, hit.candle, bar, atr, tick_value, params
-        )
-        wallet = add(wallet, -entry_fee, exits.realised, -exits.fees, -exits.losses)
+        lots, exits = settle(lots, how, hit.candle, bar, atr, tick_value, params)
+        wallet = stage(add)(wallet, -entry_fee, exits.realised, -exits.fees, -exits.losses)
+        over = state.terminated | state.truncated
+        lots = keep_if(over, account.lots, lots)
 
         # 10. Mark to market.
         mark = bar.mark_close[-1]
-        floating = unrealised(lots, mark, tick_value)
+        floating = stage(unrealised)(lots, mark, tick_value)
         equity = wallet[0] + floating
 
         # 11. Reward and flags.
@@ -139,21 +149,20 @@ class PerpEnv:
             timed_out=ledger.timed_out + exits.counts[Exit.TIMED_OUT],
             closed=ledger.closed + exits.counts[Exit.CLOSED],
             liquidated=ledger.liquidated + liquidated,
-            refused=ledger.refused + (jnp.arange(len(Verdict)) == order.verdict),
-            ambiguous=ledger.ambiguous + jnp.sum(jnp.where(order.closes, 0, hit.ambiguous)),
+            refused=ledger.refused + jnp.stack([order.verdict == v for v in Verdict]),
+            ambiguous=ledger.ambiguous + jnp.where(order.closes, 0, total(hit.ambiguous)),
         )
         new = state.replace(
             t=t,
-            obs=self.observe(t, observe_account(lots, equity, mark, tick_value, params)),
             reward=reward,
             terminated=terminated,
             truncated=~terminated & (t >= state.end),
             equity=equity,
             account=Account(*wallet, lots, ledger),
         )
-        over = state.terminated | state.truncated
-        absorbed = state.replace(reward=jnp.zeros_like(state.reward))
-        return jax.tree.map(lambda old, x: jnp.where(over, old, x), absorbed, new)
+        absorbed = state.replace(reward=jnp.zeros_like(state.reward), account=account.replace(lots=lots))
+        new = jax.tree.map(lambda old, x: jnp.where(over, old, x), absorbed, new)
+        return new, observe_account(lots, equity, mark, tick_value, params)
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State:
         """A fresh account at the open of a first bar.

@@ -1,11 +1,15 @@
 """Which level of which lot is reached first inside a bar. Masks and counts; no loop over lots."""
 
 import enum
+import functools
+import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from perpjax.batching import stage, total
 from perpjax.market import Bar
 from perpjax.params import Intrabar
 from perpjax.state import Lots
@@ -25,21 +29,15 @@ class Exit(enum.IntEnum):
 class Hit(NamedTuple):
     """What the candles of one bar did to each lot."""
 
-    how: Int[Array, "lots"]
+    how: Int[Array, "lots ..."]
     """NONE, LIQUIDATED, STOPPED or TARGET."""
-    candle: Int[Array, "lots"]
+    candle: Int[Array, "lots ..."]
     """The candle that ended the lot; K if none did."""
-    ambiguous: Int[Array, "lots"]
+    ambiguous: Int[Array, "lots ..."]
     """1 if that candle reached two or more of its levels and its open decided nothing."""
 
 
-def no_hit(bar: Bar, lots: Lots, side: Float[Array, ""]) -> Hit:
-    """What the candles do where no lot is held."""
-    zero = jnp.zeros(lots.quantity.shape, jnp.int32)
-    return Hit(zero, zero + bar.open.shape[0], zero)
-
-
-def resolve(bar: Bar, lots: Lots, side: Float[Array, ""], rule: Intrabar) -> Hit:
+def resolve(bar: Bar, lots: Lots, side: Float[Array, "..."], rule: Intrabar) -> Hit:
     """Find the first candle that ends each lot, and by which level.
 
     All prices are multiplied by `side`, so that down is adverse for long and short alike. A level's first candle is
@@ -51,50 +49,70 @@ def resolve(bar: Bar, lots: Lots, side: Float[Array, ""], rule: Intrabar) -> Hit
       side: of the account, +1 or -1.
       rule: who wins when one candle reaches several levels and its open does not say.
     """
-    long, k = side > 0, bar.open.shape[0]
+    paths = _sign(bar, side)
+    word = _find(rule)(lots.stop, lots.target, lots.liquidation, lots.quantity > 0, side, *paths)
+    return Hit(how=word & 7, candle=(word >> 3) & 0xFF, ambiguous=word >> 11)
 
-    def signed(price: Array, unreachable: float) -> Array:
-        return jnp.where(bar.valid, side * price, unreachable)
 
-    worst = signed(jnp.where(long, bar.low, bar.high), jnp.inf)
-    best = signed(jnp.where(long, bar.high, bar.low), -jnp.inf)
-    mark_worst = signed(jnp.where(long, bar.mark_low, bar.mark_high), jnp.inf)
-    stop, beyond = side * lots.stop, side * lots.target + 1
-    liquidation = jnp.where(lots.liquidation > 0, side * lots.liquidation, -jnp.inf)
+@stage
+def _sign(bar: Bar, side: Float[Array, "..."]) -> tuple[Float[Array, "K ..."], ...]:
+    """Adverse, favourable and adverse mark extreme so far, and both opens, of each candle; times `side`."""
 
-    by_liquidation = _first_at_or_below(mark_worst, liquidation)
-    by_stop = _first_at_or_below(worst, stop)
-    by_target = _first_at_or_below(-best, -beyond)
-    first = jnp.minimum(jnp.minimum(by_liquidation, by_stop), by_target)
+    def so_far(price: Array, unreachable: float, extreme: Callable[[Array, Array], Array]) -> Array:
+        path = jnp.where(bar.valid, side * price, unreachable)
+        return jnp.stack(list(itertools.accumulate(path, extreme)))
 
-    # Within that candle its open comes first. No earlier candle reached the level, so neither did its open.
-    open_liquidates = _first_at_or_below(signed(bar.mark_open, jnp.inf), liquidation) == first
-    open_stops = _first_at_or_below(signed(bar.open, jnp.inf), stop) == first
-    open_targets = _first_at_or_below(-signed(bar.open, -jnp.inf), -beyond) == first
-    by_rule = _choose(rule, by_liquidation == first, by_stop == first, by_target == first, stop >= liquidation)
-    at_open = jnp.where(
-        open_liquidates,
-        Exit.LIQUIDATED,
-        jnp.where(open_stops, Exit.STOPPED, jnp.where(open_targets, Exit.TARGET, 0)),
-    )
-    how = jnp.where(at_open > 0, at_open, by_rule)
-
-    ended = (first < k) & (lots.quantity > 0)
-    several = (by_liquidation == first).astype(jnp.int32) + (by_stop == first) + (by_target == first) >= 2
-    return Hit(
-        how=jnp.where(ended, how, Exit.NONE),
-        candle=jnp.where(ended, first, k),
-        ambiguous=(ended & several & (at_open == 0)).astype(jnp.int32),
+    long = side > 0
+    return (
+        so_far(jnp.where(long, bar.low, bar.high), jnp.inf, jnp.minimum),
+        so_far(jnp.where(long, bar.high, bar.low), -jnp.inf, jnp.maximum),
+        so_far(jnp.where(long, bar.mark_low, bar.mark_high), jnp.inf, jnp.minimum),
+        side * bar.open,
+        side * bar.mark_open,
     )
 
 
-def _first_at_or_below(path: Float[Array, "K"], level: Float[Array, "lots"]) -> Int[Array, "lots"]:
-    """Index of the first price at or below each level; K if none is. K is small and static: the chain fuses."""
-    low, count = path[0], jnp.zeros(level.shape, jnp.int32)
-    for price in path:
-        low = jnp.minimum(low, price)
-        count += low > level
-    return count
+@functools.cache
+def _find(rule: Intrabar) -> Callable[..., Int[Array, "lots ..."]]:
+    @stage
+    def find(
+        stop: Float[Array, "lots ..."],
+        target: Float[Array, "lots ..."],
+        liquidation: Float[Array, "lots ..."],
+        held: Bool[Array, "lots ..."],
+        side: Float[Array, "..."],
+        worst: Float[Array, "K ..."],
+        best: Float[Array, "K ..."],
+        mark_worst: Float[Array, "K ..."],
+        opens: Float[Array, "K ..."],
+        mark_opens: Float[Array, "K ..."],
+    ) -> Int[Array, "lots ..."]:
+        """A `Hit` in one word a lot: how in bits 0 to 2, the candle in 3 to 10, ambiguous in 11."""
+        stop, beyond = side * stop, side * target + 1
+        liquidation = jnp.where(liquidation > 0, side * liquidation, -jnp.inf)
+        by_liquidation = total(mark_worst[:, None] > liquidation)
+        by_stop = total(worst[:, None] > stop)
+        by_target = total(best[:, None] < beyond)
+        first = jnp.minimum(jnp.minimum(by_liquidation, by_stop), by_target)
+
+        # Within that candle its open comes first. No earlier candle reached the level, so neither did its open.
+        def at_first(path: Float[Array, "K ..."]) -> Float[Array, "..."]:
+            return functools.reduce(lambda x, k: jnp.where(first == k, path[k], x), range(1, len(path)), path[0])
+
+        at_open = jnp.where(
+            at_first(mark_opens) <= liquidation,
+            Exit.LIQUIDATED,
+            jnp.where(
+                at_first(opens) <= stop, Exit.STOPPED, jnp.where(at_first(opens) >= beyond, Exit.TARGET, Exit.NONE)
+            ),
+        )
+        reached = by_liquidation == first, by_stop == first, by_target == first
+        how = jnp.where(at_open > 0, at_open, _choose(rule, *reached, stop >= liquidation))
+        ambiguous = (sum(x.astype(jnp.int32) for x in reached) >= 2) & (at_open == 0)
+        ended = held & (first < len(worst))
+        return jnp.where(ended, how | first << 3 | ambiguous.astype(jnp.int32) << 11, len(worst) << 3)
+
+    return find
 
 
 def _choose(rule: Intrabar, liquidation: Array, stop: Array, target: Array, stop_not_beyond: Array) -> Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax.batching import cond_any
+from perpjax.batching import stage, total
 from perpjax.instrument import Instrument
 from perpjax.market import Bar
 from perpjax.state import Lots, clear, unrealised
@@ -61,28 +61,31 @@ def liquidation_ticks(
     Args:
       side: +1 or -1; entry in ticks; quantity in steps (> 0); margin in quote currency.
     """
-    per_tick = quantity * instrument.tick_value
+    per_tick = 1 / (quantity * instrument.tick_value)
+    free = margin * per_tick
     distance = jnp.full_like(entry, jnp.inf)
-    for bracket in instrument.brackets:
-        rate = bracket[3] + instrument.maintenance_fee_rate
-        distance = jnp.minimum(distance, ((margin + bracket[4]) / per_tick - rate * entry) / (1 - side * rate))
+    for _, _, _, rate, amount in instrument.brackets:
+        rate = rate + instrument.maintenance_fee_rate
+        slope = jnp.where(side > 0, 1 / (1 - rate), 1 / (1 + rate))
+        line = (free + amount * per_tick - rate * entry) * slope
+        distance = jnp.where(line < distance, line, distance)
     level = entry - side * jnp.ceil(distance - entry * CEIL_SLACK)
     return jnp.where(level > 0, level, 0.0)
 
 
 def funding_payment(
-    side: Float[Array, "lots"],
-    quantity: Float[Array, "lots"],
-    margin: Float[Array, "lots"],
-    funding_price: Float[Array, ""],
-    funding_rate: Float[Array, ""],
-    tick_value: Float[Array, ""],
-) -> Float[Array, "lots"]:
+    side: Float[Array, "lots ..."],
+    quantity: Float[Array, "lots ..."],
+    margin: Float[Array, "lots ..."],
+    funding_price: Float[Array, "..."],
+    funding_rate: Float[Array, "..."],
+    tick_value: Float[Array, "..."],
+) -> Float[Array, "lots ..."]:
     """What each lot pays at a settlement (negative: receives), quote currency; never more than its margin."""
     return jnp.minimum(side * quantity * funding_price * tick_value * funding_rate, margin)
 
 
-def liquidates(lots: Lots, mark: Float[Array, ""]) -> Bool[Array, "lots"]:
+def liquidates(lots: Lots, mark: Float[Array, "..."]) -> Bool[Array, "lots ..."]:
     """Whether `mark` is at or past each lot's liquidation price."""
     return (lots.liquidation > 0) & (lots.side * (mark - lots.liquidation) <= 0)
 
@@ -90,39 +93,42 @@ def liquidates(lots: Lots, mark: Float[Array, ""]) -> Bool[Array, "lots"]:
 class Opening(NamedTuple):
     """What the opening of a bar took from an account, quote."""
 
-    funding: Float[Array, ""]
+    funding: Float[Array, "..."]
     """Paid (negative: received)."""
-    losses: Float[Array, ""]
+    losses: Float[Array, "..."]
     """Margins of the lots liquidated."""
-    liquidated: Int[Array, ""]
-    floating: Float[Array, ""]
+    liquidated: Int[Array, "..."]
+    floating: Float[Array, "..."]
     """Unrealised profit, at the mark close of the bar before, of the lots that are left."""
 
 
-def keep_bar(lots: Lots, carried: Float[Array, ""], bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
-    """The opening of a bar without a settlement and without a liquidation; `carried` is the unrealised profit."""
-    return lots, Opening(jnp.float32(0), jnp.float32(0), jnp.int32(0), carried)
-
-
-def open_bar(lots: Lots, carried: Float[Array, ""], bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
+def open_bar(lots: Lots, bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
     """Settle funding, then liquidate the lots whose level the mark open has reached."""
-    tick_value = instrument.tick_value
-    paid = funding_payment(lots.side, lots.quantity, lots.margin, bar.funding_price, bar.funding_rate, tick_value)
-    margin = lots.margin - paid
-    held = lots.quantity > 0
-    moved = liquidation_ticks(lots.side, lots.entry, jnp.where(held, lots.quantity, 1), margin, instrument)
-    settles = held & (bar.funding_rate != 0)
-    lots = lots.replace(margin=margin, liquidation=jnp.where(settles, moved, lots.liquidation))
+    margin, liquidation, paid = _settle(lots, bar.funding_price, bar.funding_rate, instrument)
+    lots = lots.replace(margin=margin, liquidation=liquidation)
     gone = bar.valid[0] & liquidates(lots, bar.mark_open[0])
-    losses = jnp.sum(jnp.where(gone, lots.margin, 0))
-    lots, floating = cond_any(
-        jnp.any(gone), _clear_gone, lambda lots, carried, *_: (lots, carried), lots, carried, gone, bar, tick_value
-    )
-    return lots, Opening(jnp.sum(paid), losses, jnp.sum(gone, dtype=jnp.int32), floating)
+    return _liquidate(lots, gone, paid, bar.mark_before, instrument.tick_value)
 
 
-def _clear_gone(
-    lots: Lots, carried: Float[Array, ""], gone: Bool[Array, "lots"], bar: Bar, tick_value: Float[Array, ""]
-) -> tuple[Lots, Float[Array, ""]]:
+@stage
+def _settle(
+    lots: Lots, price: Float[Array, "..."], rate: Float[Array, "..."], instrument: Instrument
+) -> tuple[Float[Array, "lots ..."], Float[Array, "lots ..."], Float[Array, "..."]]:
+    """Margins and liquidation prices after a settlement, and what was paid."""
+    paid = funding_payment(lots.side, lots.quantity, lots.margin, price, rate, instrument.tick_value)
+    margin, held = lots.margin - paid, lots.quantity > 0
+    moved = liquidation_ticks(lots.side, lots.entry, jnp.where(held, lots.quantity, 1), margin, instrument)
+    return margin, jnp.where(held & (rate != 0), moved, lots.liquidation), total(paid)
+
+
+@stage
+def _liquidate(
+    lots: Lots,
+    gone: Bool[Array, "lots ..."],
+    paid: Float[Array, "..."],
+    mark: Float[Array, "..."],
+    tick_value: Float[Array, "..."],
+) -> tuple[Lots, Opening]:
+    losses = total(jnp.where(gone, lots.margin, 0))
     lots = clear(lots, gone)
-    return lots, unrealised(lots, bar.mark_before, tick_value)
+    return lots, Opening(paid, losses, total(gone), unrealised(lots, mark, tick_value))

@@ -1,5 +1,6 @@
 """The market on the device: candles, features and segments, and the one slice that cuts out a bar."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from perpjax._grid import BAR_MS, FIRST_DECISION
 from perpjax._pytree import pytree
+from perpjax.batching import stage
 from perpjax.instrument import Instrument
 
 
@@ -87,9 +89,9 @@ class Market:
     feature_names: tuple[str, ...]
 
     def bar(self, t: Int[Array, ""]) -> Bar:
-        """Bar t, by one dynamic slice."""
+        """Bar t, cut out in one piece; t may have batch axes, which come last."""
         k = self.candles_per_bar
-        row = lax.dynamic_slice(self.candles, (t, jnp.zeros_like(t)), (1, self.candles.shape[1]))[0]
+        row = _cut(self.candles, t)
         prices = [row[i * k : (i + 1) * k] for i in range(8 if self.has_mark else 4)]
         last, mark = prices[:4], prices[-4:]
         valid, (rate, price, before) = row[-k - 3 : -3] > 0, row[-3:]
@@ -99,7 +101,7 @@ class Market:
         """The instrument of a segment. With one symbol nothing is gathered."""
         if self.instruments.tick_size.shape[0] == 1:
             return self.instrument
-        return jax.tree.map(lambda x: x[row], self.instruments)
+        return jax.tree.map(lambda x: jnp.moveaxis(x[row], range(row.ndim), range(-row.ndim, 0)), self.instruments)
 
     @property
     def instrument(self) -> Instrument:
@@ -129,6 +131,12 @@ class Market:
     def num_starts(self, episode_length: int) -> int:
         """How many first bars leave room for a whole episode (host only)."""
         return int(np.maximum(_start_counts(jax.tree.map(np.asarray, self.segments), episode_length), 0).sum())
+
+
+@stage
+def _cut(rows: Float[Array, "rows columns"], t: Int[Array, "..."]) -> Float[Array, "columns ..."]:
+    cut = functools.partial(lax.dynamic_index_in_dim, rows, keepdims=False)
+    return jnp.moveaxis(jnp.vectorize(cut, signature="()->(c)")(t), -1, 0)
 
 
 def _start_counts(segments: Segments, episode_length: int) -> Int[Array, "S"]:

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from perpjax.batching import fold, stage, total
 from perpjax.params import EnvParams
 from perpjax.risk import available_exposure
 from perpjax.state import Lots, account_side, notional, unrealised
@@ -19,13 +20,14 @@ def scale_features(features: Float[Array, "F"], mean: Float[Array, "F"], scale: 
     return jnp.clip((features - mean) / scale, -FEATURE_CLIP, FEATURE_CLIP)
 
 
+@stage
 def observe_account(
     lots: Lots,
-    equity: Float[Array, ""],
-    mark: Float[Array, ""],
-    tick_value: Float[Array, ""],
+    equity: Float[Array, "..."],
+    mark: Float[Array, "..."],
+    tick_value: Float[Array, "..."],
     params: EnvParams,
-) -> Float[Array, "9"]:
+) -> Float[Array, "9 ..."]:
     """The account in nine numbers of order one, in the order of `ACCOUNT_FEATURES`.
 
     Args:
@@ -34,12 +36,12 @@ def observe_account(
     """
     held = lots.quantity > 0
     base = jnp.maximum(equity, 1e-6 * params.initial_equity)
-    margin = jnp.sum(lots.margin)
-    oldest = jnp.max(lots.age)
+    margin = total(lots.margin)
+    oldest = fold(jnp.maximum, lots.age)
     max_hold = params.max_hold.astype(jnp.float32)
     distance = jnp.where(held & (lots.liquidation > 0), lots.side * (mark - lots.liquidation) / mark, jnp.inf)
-    nearest = jnp.min(distance)
-    count = jnp.sum(held)
+    nearest = fold(jnp.minimum, distance)
+    count = total(held)
     numbers = [
         count / lots.quantity.shape[0],
         account_side(lots),

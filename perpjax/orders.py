@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from perpjax.batching import any_of
 from perpjax.params import EnvConfig, EnvParams
 
 HOLD, LONG, SHORT, CLOSE = 0, 1, -1, 2
@@ -38,22 +39,22 @@ class Verdict(enum.IntEnum):
 class Order(NamedTuple):
     """One order at the open of a bar, before review."""
 
-    direction: Int[Array, ""]
+    direction: Int[Array, "..."]
     """HOLD 0, LONG 1, SHORT -1, CLOSE 2."""
-    size: Float[Array, ""]
+    size: Float[Array, "..."]
     """Fraction of the available exposure, 0 .. 1."""
-    leverage: Float[Array, ""]
-    stop_multiple: Float[Array, ""]
+    leverage: Float[Array, "..."]
+    stop_multiple: Float[Array, "..."]
     """Stop distance in ATRs."""
-    target_multiple: Float[Array, ""]
+    target_multiple: Float[Array, "..."]
 
 
 def decode(action: Array, params: EnvParams, config: EnvConfig) -> Order:
     """The order that an action means; NaN or infinite entries make it HOLD, others are clipped to their range."""
-    if action.shape != (5,):
+    if action.shape[:1] != (5,):
         raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
     # All zeros are HOLD in both codecs.
-    action = jnp.where(jnp.all(jnp.isfinite(action)), action, jnp.zeros_like(action))
+    action = jnp.where(any_of(~jnp.isfinite(action)), jnp.zeros_like(action), action)
     return _decode_box(action, params) if config.actions == "box5" else _decode_discrete(action, params)
 
 

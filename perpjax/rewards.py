@@ -10,8 +10,8 @@ EQUITY_FLOOR = 1e-3
 
 
 def log_return(
-    delta: Float[Array, ""], before: Float[Array, ""], after: Float[Array, ""], params: EnvParams
-) -> Float[Array, ""]:
+    delta: Float[Array, "..."], before: Float[Array, "..."], after: Float[Array, "..."], params: EnvParams
+) -> Float[Array, "..."]:
     """`log(after / before)`, by `log1p(delta / before)` so that small steps keep their digits.
 
     Args:
@@ -25,15 +25,15 @@ def log_return(
 
 
 def shaped(
-    log_return: Float[Array, ""],
-    opened: Bool[Array, ""],
-    liquidations: Int[Array, ""],
-    notional: Float[Array, ""],
-    move: Float[Array, ""],
-    equity: Float[Array, ""],
-    ruined: Bool[Array, ""],
+    log_return: Float[Array, "..."],
+    opened: Bool[Array, "..."],
+    liquidations: Int[Array, "..."],
+    notional: Float[Array, "..."],
+    move: Float[Array, "..."],
+    equity: Float[Array, "..."],
+    ruined: Bool[Array, "..."],
     params: EnvParams,
-) -> Float[Array, ""]:
+) -> Float[Array, "..."]:
     """Log return less a price on entries, on exposure, on liquidations and on ruin.
 
     Args:

@@ -19,38 +19,38 @@ MIN_TARGET, MAX_TARGET = 0.5, 6.0
 class Exposure(NamedTuple):
     """What a review must know of the account."""
 
-    lots: Int[Array, ""]
+    lots: Int[Array, "..."]
     """Lots open."""
     slots: int
     """Lots the account can hold."""
-    side: Float[Array, ""]
+    side: Float[Array, "..."]
     """+1, -1, or 0 when flat: lots are never long and short at once."""
-    wallet: Float[Array, ""]
+    wallet: Float[Array, "..."]
     """Quote; after funding and the opening check."""
-    equity: Float[Array, ""]
+    equity: Float[Array, "..."]
     """Wallet plus unrealised profit at the mark close of the bar before."""
-    margin: Float[Array, ""]
+    margin: Float[Array, "..."]
     """Sum over lots."""
 
 
 class Review(NamedTuple):
     """The verdict, and the lot that an accepted opening order becomes."""
 
-    verdict: Int[Array, ""]
-    opens: Bool[Array, ""]
-    closes: Bool[Array, ""]
-    side: Float[Array, ""]
-    entry: Float[Array, ""]
+    verdict: Int[Array, "..."]
+    opens: Bool[Array, "..."]
+    closes: Bool[Array, "..."]
+    side: Float[Array, "..."]
+    entry: Float[Array, "..."]
     """Fill price, ticks."""
-    quantity: Float[Array, ""]
+    quantity: Float[Array, "..."]
     """Steps."""
-    leverage: Float[Array, ""]
-    margin: Float[Array, ""]
+    leverage: Float[Array, "..."]
+    margin: Float[Array, "..."]
     """Notional / leverage, quote."""
-    notional: Float[Array, ""]
-    stop: Float[Array, ""]
+    notional: Float[Array, "..."]
+    stop: Float[Array, "..."]
     """Ticks."""
-    target: Float[Array, ""]
+    target: Float[Array, "..."]
 
 
 def available_exposure(
@@ -60,12 +60,12 @@ def available_exposure(
     return params.max_exposure * equity - margin
 
 
-def is_due(age: Int[Array, "lots"], params: EnvParams) -> Bool[Array, "lots"]:
+def is_due(age: Int[Array, "lots ..."], params: EnvParams) -> Bool[Array, "lots ..."]:
     """Whether this is the last bar that a lot may be held."""
     return age >= params.max_hold
 
 
-def is_ruined(equity: Float[Array, ""], params: EnvParams) -> Bool[Array, ""]:
+def is_ruined(equity: Float[Array, "..."], params: EnvParams) -> Bool[Array, "..."]:
     """Whether the account is too small to go on."""
     return equity <= params.ruin_fraction * params.initial_equity
 
@@ -73,9 +73,9 @@ def is_ruined(equity: Float[Array, ""], params: EnvParams) -> Bool[Array, ""]:
 def review(
     order: Order,
     account: Exposure,
-    price: Float[Array, ""],
-    tradable: Bool[Array, ""],
-    atr: Float[Array, ""],
+    price: Float[Array, "..."],
+    tradable: Bool[Array, "..."],
+    atr: Float[Array, "..."],
     instrument: Instrument,
     params: EnvParams,
 ) -> Review:

@@ -6,11 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import cond_any
+from perpjax.batching import where_rows
 from perpjax.state import Ledger, State
-
-RESET_ROWS = 64
-"""Up to so many environments of a batch are reset by themselves; more, and all are, and most results dropped."""
 
 
 class Env(Protocol):
@@ -81,7 +78,7 @@ class AutoReset:
 
 def reset_if(done: Bool[Array, ""], env: Env, state: State) -> State:
     """A fresh episode where `done`, the state itself elsewhere; in a batch only the rows that ask are reset."""
-    return cond_any(done, lambda env, s: env.reset(s.key), lambda env, s: s, env, state, few=RESET_ROWS)
+    return where_rows(done, lambda env, key: env.reset(key), state, env, state.key)
 
 
 def _plain(state: State, **changes: Array) -> State:

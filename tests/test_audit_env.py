@@ -43,7 +43,7 @@ CONFIGS = [
 def test_the_environment_is_clean(crash, config):
     found = audit_env(PerpEnv(crash, PARAMS, config))
     assert found.accused == () and found.remarks == ()
-    assert {"obs", "reward", "equity", "account.lots.stop", "account.ledger.low", "key"} <= {
+    assert {"obs", "reward", "equity", "account.lots.stop", "account.ledger.low.0", "key"} <= {
         i.name for i in found.items
     }
 

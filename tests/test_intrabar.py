@@ -8,7 +8,6 @@ The levels, by the ATR and the multiples of the order:
     equal  ATR 91 (long), 90 (short): the stop is exactly L, the target +91 or +90
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +15,10 @@ import pytest
 from markets import CONFIG, FREE, HOLD, expect, hand_market, order, play
 
 from perpjax.execution import fill_entry, fill_exit, fill_stop, slip
-from perpjax.intrabar import Exit, Hit, no_hit, resolve
+from perpjax.intrabar import Exit, Hit, resolve
 from perpjax.market import Bar
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.state import Lots, open_account
+from perpjax.state import Lots
 
 RULES = ("nearest", "pessimistic", "optimistic")
 CONFIGS = {rule: EnvConfig(intrabar=rule, max_lots=3, episode_length=6) for rule in RULES}
@@ -322,15 +321,6 @@ def test_counting_equals_a_loop_over_candles(rule):
             assert (hit.how[i, j], hit.candle[i, j], hit.ambiguous[i, j]) == expected, (i, j, row, lot, side[i])
             seen[expected[0]] += 1
     assert (seen > 50).all(), seen
-
-
-@pytest.mark.parametrize("side", [1.0, -1.0], ids=["long", "short"])
-def test_no_hit_is_what_resolve_finds_where_no_lot_is_held(side):
-    bar = hand_market(both={(2, 1): (1000, 2000, 1, 1000)}).bar(jnp.int32(2))
-    empty, side = open_account(jnp.float32(1e4), 3).lots, jnp.float32(side)
-    found = no_hit(bar, empty, side)
-    chex.assert_trees_all_equal(found, resolve(bar, empty, side, "nearest"))
-    chex.assert_trees_all_equal(found, Hit(*(jnp.full(3, x, jnp.int32) for x in (Exit.NONE, 3, 0))))
 
 
 def test_without_mark_candles_the_last_price_liquidates():

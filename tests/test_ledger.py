@@ -44,7 +44,7 @@ def exact(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 def ledger_money(ledger) -> dict[str, np.ndarray]:
     names = ("fees", "funding", "realised", "liquidation_losses", "traded_notional")
-    return {n: exact(getattr(ledger, n), ledger.low[..., i]) for i, n in enumerate(names)}
+    return {n: exact(getattr(ledger, n), ledger.low[i]) for i, n in enumerate(names)}
 
 
 def test_random_play_sees_everything(states):

@@ -13,6 +13,7 @@ from markets import FREE, HAND, assemble
 
 from perpjax import AutoReset, EnvConfig, Market, PerpEnv
 from perpjax._pytree import pytree
+from perpjax.batching import ROWS
 from perpjax.observation import ACCOUNT_FEATURES
 from perpjax.orders import DIRECTIONS, MULTI_DISCRETE
 from perpjax.state import State, open_account
@@ -22,7 +23,6 @@ from train.main import greedy
 from train.networks import ActorCritic, Policy
 from train.normalize import CLIP, Moments
 from train.ppo import (
-    BOOTSTRAP_ROWS,
     Learner,
     Train,
     compile_training,
@@ -186,7 +186,7 @@ class Stepped(NamedTuple):
     final_obs: jax.Array
 
 
-@pytest.mark.parametrize("num_envs", [1, BOOTSTRAP_ROWS, BOOTSTRAP_ROWS + 1, 200])
+@pytest.mark.parametrize("num_envs", [1, ROWS, ROWS + 1, 200])
 def test_value_truncated_is_the_value_of_the_final_observation(learner, num_envs):
     rng = np.random.default_rng(num_envs)
     shape = (num_envs, *learner.observations.mean.shape)
@@ -196,7 +196,7 @@ def test_value_truncated_is_the_value_of_the_final_observation(learner, num_envs
     values = np.asarray(ActorCritic(SMALL.hidden).apply(learner.params, seen)[1])
     assert len(np.unique(values)) == num_envs
     few = jax.jit(value_truncated, static_argnums=1)
-    some = (0, 1, 7, BOOTSTRAP_ROWS - 1, BOOTSTRAP_ROWS, BOOTSTRAP_ROWS + 1, num_envs)
+    some = (0, 1, 7, ROWS - 1, ROWS, ROWS + 1, num_envs)
     for count in {c for c in some if c <= num_envs}:
         truncated = np.zeros(num_envs, bool)
         truncated[rng.permutation(num_envs)[:count]] = True

@@ -44,7 +44,7 @@ def test_the_trial_runs(capsys):
     env = PerpEnv(market, config=EnvConfig(episode_length=96))
     exec(blocks("python")[1], {"env": env, "policy": lambda key, state: sample_action(key, env.config)})
     out = capsys.readouterr().out
-    assert "0 of 34 accused" in out and "pessimistic" in out
+    assert "0 of 38 accused" in out and "pessimistic" in out
 
 
 def test_the_modules_of_the_trial_are_there():

@@ -8,8 +8,9 @@ import pytest
 from markets import FREE, HOLD, crash_market, expect, hand_market, order, play, reset, step
 
 from perpjax._pytree import Host
-from perpjax.batching import cond_any
+from perpjax.batching import TILE, where_rows
 from perpjax.env import PerpEnv
+from perpjax.market import Market
 from perpjax.orders import CLOSE, MULTI_DISCRETE
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.state import State
@@ -123,6 +124,42 @@ def test_nested_vmap_equals_a_flat_one(env):
     chex.assert_trees_all_close(unkeyed(nested), unkeyed(fold(flat)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [TILE, 2 * TILE, 2 * TILE + 1], ids=["one tile", "two tiles", "no tiles"])
+def test_a_large_batch_equals_small_ones(env, size):
+    # On a CPU whole tiles are laid out by themselves, one behind the other.
+    wild = env.replace(params=PARAMS.replace(max_hold=3))
+    few = 19
+    states = jax.vmap(lambda s: wild.reset(jax.random.key(0), s))(680 + jnp.arange(size) % few)
+    actions = random_actions((12, few))[:, np.arange(size) % few]
+    many, some = states, jax.tree.map(lambda x: x[:few], states)
+    for action in actions:
+        many, some = batched(wild, many, action), batched(wild, some, action[:few])
+    ledger = some.account.ledger
+    assert min(x.sum() for x in (ledger.opened, ledger.timed_out, ledger.stopped, ledger.closed)) > 0
+    expected = jax.tree.map(lambda x: x[np.arange(size) % few], unkeyed(some))
+    chex.assert_trees_all_close(unkeyed(many), expected, rtol=2e-5, atol=1e-4)
+
+
+def test_a_batch_of_markets_equals_each_of_them():
+    markets = [crash_market(bars=760, seed=seed) for seed in (0, 1)]
+    pair = jax.tree.map(lambda *x: jnp.stack(x), *markets)
+    actions = random_actions((20,), seed=2)
+
+    @jax.jit
+    def run(market: Market, actions: jax.Array) -> State:
+        env = PerpEnv(market, PARAMS, CONFIG)
+        first = env.reset(jax.random.key(0), jnp.int32(690))
+        return jax.lax.scan(lambda s, a: (env.step(s, a), None), first, actions)[0]
+
+    together = jax.vmap(run, (0, None))(pair, actions)
+    for i, market in enumerate(markets):
+        alone = run(market, actions)
+        assert alone.account.ledger.opened > 0
+        got = jax.tree.map(lambda x, i=i: x[i], unkeyed(together))
+        chex.assert_trees_all_close(got, unkeyed(alone), rtol=2e-5, atol=1e-4)
+    assert together.equity[0] != together.equity[1]
+
+
 def test_one_trace_for_any_steps_and_another_market():
     chex.clear_trace_counter()
     counted = jax.jit(chex.assert_max_traces(PerpEnv.step, n=1))
@@ -172,9 +209,10 @@ def test_donated_states_are_reused(env):
     chex.assert_trees_all_equal(jax.device_get(unkeyed(got)), expected)
 
 
-def test_cond_any_is_a_cond_per_element():
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_where_rows_is_a_cond_per_element(rows):
     def run(p: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return cond_any(p, lambda x, y: (x + y, x * 2), lambda x, y: (x, y), x, y)
+        return where_rows(p, lambda x, y: (x + y, x * 2), (x, y), x, y, rows=rows)
 
     x, y = jnp.arange(4.0), 10 + jnp.arange(4.0)
     for p in (jnp.zeros(4, bool), jnp.ones(4, bool), jnp.array([True, False, False, True])):

@@ -13,15 +13,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax import AutoReset
-from perpjax.batching import cond_any
+from perpjax.batching import where_rows
 from perpjax.observation import ACCOUNT_FEATURES
 from perpjax.wrappers import EpisodeState
 from train.config import Config
 from train.networks import ActorCritic, Policy
 from train.normalize import Moments
-
-BOOTSTRAP_ROWS = 64
-"""A handful of episodes are truncated in a step: up to so many go through the network by themselves."""
 
 
 class Transition(NamedTuple):
@@ -186,7 +183,7 @@ def value_truncated(
 
     def one(truncated: Array, obs: Array, blur: Array) -> Array:
         operands = learner.params, learner.observations, obs, blur
-        return cond_any(truncated, value, lambda *_: jnp.float32(0), *operands, few=BOOTSTRAP_ROWS)
+        return where_rows(truncated, value, jnp.float32(0), *operands)
 
     return jax.vmap(one)(stepped.truncated, stepped.final_obs, blur)
 

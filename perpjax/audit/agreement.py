@@ -68,7 +68,7 @@ class Seen:
         self.margins = lots.margin.astype(np.float64).tolist()
         self.counts = np.stack([getattr(ledger, name) for name in COUNTS], -1).tolist()
         self.refused = ledger.refused.tolist()
-        sums = np.stack([getattr(ledger, name) for name in MONEY], -1).astype(np.float64) + ledger.low
+        sums = np.stack([getattr(ledger, name) for name in MONEY], -1).astype(np.float64) + np.stack(ledger.low, -1)
         self.wallet = states.account.wallet.astype(np.float64) + states.account.wallet_low
         self.money = np.column_stack([sums, self.wallet]).tolist()
         self.flags = list(zip(*(x.tolist() for x in (states.t, states.terminated, states.truncated)), strict=True))
