@@ -1,77 +1,528 @@
-"""Environment steps a second, compile time apart.
+"""How fast is a step: ours, the limit's and the rival's, in turn; and what of it can be counted.
 
-    python benchmarks/env_throughput.py [--num-envs 64 1024 4096 16384] [--dataset synthetic:signal]
+    pip install -e '.[bench]'
+    python -m benchmarks.env_throughput              # some minutes; writes benchmarks/results/env_throughput.json
+    python -m benchmarks.env_throughput --quick      # a look; writes nothing
 
-Every environment is auto-reset and takes uniformly random actions, drawn ahead of time so that only the environment
-is timed. The policy is an honest worst case: it opens a lot on half of all bars.
+Four sides step the same number of environments on the same bars:
+
+    limit        the bare step as a loop written by hand (`benchmarks/limit.py`), a call for every step
+    bare         `jax.vmap(PerpEnv.step)`, a jitted `lax.scan` over the steps, its state donated, the environments
+                 spread over `--devices` devices: XLA counts a CPU as one, and uses two cores of it badly
+    auto-reset   the same of `AutoReset(PerpEnv)`, with episodes of 672 bars that end at different times
+    rival        TorchTrade (`benchmarks/rival.py`), which resets itself, a call for every step
+
+The machine may be noisy, so the sides take turns, and a ratio is that of two neighbours: the median of all pairs, with
+quartiles. Actions are random and drawn beforehand: a lot is asked for on every second bar, more than a policy would.
+`limit` and `bare` take the same steps from the same accounts, which have traded before; none of these ends on the way,
+since one that has ended costs nothing. Without the packages of the extra `bench`, limit and rival are left out.
 """
 
 import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
 import os
+import pathlib
+import platform
+import re
 import statistics
+import sys
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from perpjax import AutoReset, EnvConfig, PerpEnv, load_market
+from perpjax import AutoReset, EnvConfig, EnvParams, Market, PerpEnv, Segments, State, load_market, slice_market
 from perpjax.orders import sample_action
+from train.checkpoint import write_json
+
+RESULT = pathlib.Path(__file__).parent / "results" / "env_throughput.json"
+SIDES = ("limit", "bare", "auto-reset", "rival")
+NEEDS = {"limit": "numba", "rival": "torchtrade"}
+"""The package of the extra `bench` without which a side is left out."""
+REST_SECONDS = 0.02
+"""Before every timed call: threads of another library may still be spinning."""
+QUICK_ENVS = 4096
+BUSY = 0.5
+"""Load of others above which to warn: torch's threads wait for each other; a core taken away has cost them tenfold."""
+COUNTED = "synthetic:signal"
+"""The market of everything that is counted: five candles a bar, no mark."""
 
 
 @dataclasses.dataclass
 class Args:
     """What to measure."""
 
-    num_envs: tuple[int, ...] = (64, 1024, 4096, 16384)
-    """Batch sizes."""
+    num_envs: tuple[int, ...] = (64, 1024, 4096, 16384, 65536)
+    """Batch sizes. The goals of speed are set at 64 and 4096."""
     dataset: str = "synthetic:signal"
-    """Folder or synthetic market."""
-    steps: int = 100
-    """Steps of each environment in one timed call."""
-    repeats: int = 7
-    """Timed calls; the median counts, the fastest is shown beside it."""
-    env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
+    """Folder or synthetic market, for the speeds; what is counted is counted on synthetic:signal."""
+    repeats: int = 11
+    """Timed calls of every side."""
+    devices: int = os.cpu_count() or 1
+    """CPU devices to spread our environments over; XLA's threads help one another less than two devices do."""
+    quick: bool = False
+    """At most 4096 environments and 3 repeats."""
+    out: pathlib.Path | None = None
+    """Where every sample goes, as JSON; default benchmarks/results/env_throughput.json, with --quick nowhere."""
+
+    def __post_init__(self):
+        if self.quick:
+            self.num_envs = tuple(n for n in self.num_envs if n <= QUICK_ENVS)
+            self.repeats = min(self.repeats, 3)
+        else:
+            self.out = self.out or RESULT
+        if min(self.num_envs, default=0) < 1 or self.repeats < 1 or self.devices < 1:
+            raise ValueError(
+                f"num_envs is {self.num_envs}, repeats {self.repeats}, devices {self.devices}; each must be at least 1"
+            )
+        if uneven := [n for n in self.num_envs if n % self.devices]:
+            raise ValueError(f"num_envs {uneven[0]} cannot be spread over {self.devices} devices; try --devices 1")
 
 
-def measure(env: AutoReset, num_envs: int, steps: int, repeats: int) -> tuple[float, list[float]]:
-    """Seconds to compile, and seconds of each timed call."""
-    keys = jax.random.split(jax.random.key(0), num_envs)
-    state = jax.jit(jax.vmap(env.reset))(keys)
-    first = jax.random.randint(jax.random.key(1), (num_envs,), 1, env.env.config.episode_length + 1)
-    state = state.replace(end=jnp.minimum(state.end, state.t + first))
-    draw = jax.vmap(lambda key: sample_action(key, env.env.config))
-    actions = jnp.stack([draw(k) for k in jax.random.split(jax.random.key(2), (steps, num_envs))])
+# MEASURE
 
-    def rollout(env, state, actions):
-        return jax.lax.scan(lambda s, a: (jax.vmap(env.step)(s, a), None), state, actions)[0]
 
-    began = time.perf_counter()
-    run = jax.jit(rollout, donate_argnums=1).lower(env, state, actions).compile()
-    compiled = time.perf_counter() - began
-    seconds = []
+class Side(NamedTuple):
+    """Something to time."""
+
+    prepare: Callable[[], Any]
+    """Not timed; what it returns is handed to `run`."""
+    run: Callable[[Any], Any]
+
+
+Seconds = dict[str, list[float]]
+"""Of each timed call, by side."""
+
+
+def take_turns(sides: dict[str, Side], repeats: int) -> Seconds:
+    """Time every side `repeats` times, one after the other; the first turn compiles and does not count."""
+    seconds: Seconds = {name: [] for name in sides}
     for _ in range(repeats + 1):
-        began = time.perf_counter()
-        state = jax.block_until_ready(run(env, state, actions))
-        seconds.append(time.perf_counter() - began)
-    return compiled, seconds[1:]
+        for name, side in sides.items():
+            ready = jax.block_until_ready(side.prepare())
+            time.sleep(REST_SECONDS)
+            began = time.perf_counter()
+            jax.block_until_ready(side.run(ready))
+            seconds[name].append(time.perf_counter() - began)
+    return {name: samples[1:] for name, samples in seconds.items()}
 
 
-def main(args: Args) -> None:
-    env = AutoReset(PerpEnv(load_market(args.dataset), config=args.env))
-    table = Table(
-        title=f"{args.dataset}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+def count_steps(num_envs: int) -> int:
+    """Steps of one timed call: half a million of all environments together, where 16 to 512 of each are so many."""
+    return max(16, min(512, 2**19 // num_envs))
+
+
+def step_all(env: PerpEnv | AutoReset, state: State, actions: Int[Array, "steps envs 5"]) -> State:
+    """The state after all steps."""
+    return jax.lax.scan(lambda state, action: (jax.vmap(env.step)(state, action), None), state, actions)[0]
+
+
+SHARED, BY_ENV, BY_STEP = PartitionSpec(), PartitionSpec("envs"), PartitionSpec(None, "envs")
+"""How the environment, its states and the actions of all steps lie on the devices."""
+
+
+@functools.cache
+def all_devices() -> jax.sharding.Mesh:
+    """In a row."""
+    return jax.make_mesh((jax.device_count(),), ("envs",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def spread(tree: Any, spec: PartitionSpec) -> Any:
+    """The arrays, put where `run_steps` wants them."""
+    return jax.device_put(tree, jax.sharding.NamedSharding(all_devices(), spec))
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def run_steps(env: PerpEnv | AutoReset, state: State, actions: Int[Array, "steps envs 5"]) -> State:
+    """`step_all` on all devices; the environments have nothing to tell each other."""
+    specs = (SHARED, BY_ENV, BY_STEP)
+    return jax.shard_map(step_all, mesh=all_devices(), in_specs=specs, out_specs=BY_ENV, check_vma=False)(
+        env, state, actions
     )
-    for head in ("environments", "compile s", "million steps/s (median)", "fastest"):
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def reset_all(env: PerpEnv | AutoReset, num_envs: int) -> State:
+    """Fresh ones."""
+    return jax.vmap(env.reset)(jax.random.split(jax.random.key(0), num_envs))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def draw_actions(key: Array, steps: int, num_envs: int) -> Int[Array, "steps envs 5"]:
+    """Uniformly random ones."""
+    draw = jax.vmap(lambda key: sample_action(key, EnvConfig()))
+    return jax.vmap(draw)(jax.random.split(key, (steps, num_envs)))
+
+
+class Trading(NamedTuple):
+    """Accounts in the middle of trading, and what they do next."""
+
+    env: PerpEnv | AutoReset
+    state: State
+    actions: Array
+
+    @classmethod
+    def begin(cls, env: PerpEnv | AutoReset, num_envs: int, steps: int) -> "Trading":
+        """After `steps` steps; an auto-reset's first episodes end at different times."""
+        state = reset_all(env, num_envs)
+        if isinstance(env, AutoReset):
+            left = jax.random.randint(jax.random.key(1), (num_envs,), 1, env.env.config.episode_length + 1)
+            state = state.replace(end=jnp.minimum(state.end, state.t + left))
+        before, after = (spread(draw_actions(jax.random.key(seed), steps, num_envs), BY_STEP) for seed in (2, 3))
+        env = spread(env, SHARED)
+        return cls(env, run_steps(env, spread(state, BY_ENV), before), after)
+
+    @classmethod
+    def begin_bare(cls, market: Market, num_envs: int, steps: int) -> "Trading":
+        """With episodes that last until all is timed.
+
+        Raises:
+          ValueError: on this market some are ruined before, and would be timed standing still.
+        """
+        trading = cls.begin(PerpEnv(market, config=EnvConfig(episode_length=2 * steps + 1)), num_envs, steps)
+        last = run_steps(trading.env, trading.copy(), trading.actions)
+        over = float(jnp.mean(last.terminated | last.truncated))
+        if over > 0.01:
+            raise ValueError(f"{over:.0%} of the accounts are ruined within {2 * steps} bars; choose a calmer market")
+        return trading
+
+    def copy(self) -> State:
+        """The state, to be donated."""
+        return jax.tree.map(jnp.copy, self.state)
+
+    def as_side(self) -> Side:
+        """Steps from the same state, every time."""
+        return Side(self.copy, lambda state: run_steps(self.env, state, self.actions))
+
+
+def make_sides(market: Market, num_envs: int, missing: set[str]) -> tuple[dict[str, Side], dict[str, Side]]:
+    """What is to be compared, and the drawing of the actions."""
+    steps = count_steps(num_envs)
+    bare = Trading.begin_bare(market, num_envs, steps)
+    ours = AutoReset(PerpEnv(market))
+    sides = {"bare": bare.as_side(), "auto-reset": Trading.begin(ours, num_envs, steps).as_side()}
+    drawing = {"ours": Side(lambda: None, lambda _: draw_actions(jax.random.key(4), steps, num_envs))}
+    if "limit" not in missing:
+        from benchmarks.limit import Limit
+
+        limit, rows = Limit(bare.env), np.asarray(bare.actions)
+        sides["limit"] = Side(lambda: limit.load(bare.state), lambda _: [limit.step(row) for row in rows])
+    if "rival" not in missing:
+        from benchmarks.rival import Rival
+
+        rival = Rival(ours.env, num_envs)
+        theirs = rival.draw(steps)
+        sides["rival"] = Side(lambda: None, lambda _: rival.run(theirs))
+        drawing["rival"] = Side(lambda: None, lambda _: rival.draw(steps))
+    return {name: sides[name] for name in SIDES if name in sides}, drawing
+
+
+@dataclasses.dataclass
+class Speeds:
+    """The sides at one batch size."""
+
+    num_envs: int
+    steps: int
+    """Of every environment in one call."""
+    seconds: Seconds
+    drawing: Seconds
+    """The same number of actions."""
+
+    def rate(self, side: str) -> float:
+        """Median, million steps/s."""
+        return self.num_envs * self.steps / statistics.median(self.seconds[side]) / 1e6
+
+    def ratios(self, side: str, other: str) -> list[float]:
+        """How many times as fast as the other one side is, turn by turn; none if one of them is missing."""
+        pairs = zip(self.seconds.get(side, []), self.seconds.get(other, []), strict=False)
+        return [theirs / mine for mine, theirs in pairs]
+
+    def nanoseconds_to_draw(self, side: str) -> float:
+        """Median, for one action."""
+        return statistics.median(self.drawing[side]) / (self.num_envs * self.steps) * 1e9
+
+
+def measure_speeds(market: Market, num_envs: int, repeats: int, missing: set[str]) -> Speeds:
+    """All sides that there are."""
+    sides, drawing = make_sides(market, num_envs, missing)
+    return Speeds(num_envs, count_steps(num_envs), take_turns(sides, repeats), take_turns(drawing, 3))
+
+
+# COUNT
+
+
+def count_bytes_accessed(market: Market, num_envs: int = 4096) -> float:
+    """Bytes a bare step reads and writes for one environment, as XLA counts: all of a market that it takes rows from.
+
+    So the market has 4000 bars.
+    """
+    env = PerpEnv(slice_market(market, 0, 4000))
+    state = reset_all(env, num_envs)
+    (action,) = draw_actions(jax.random.key(1), 1, num_envs)
+    step = jax.jit(lambda env, state, action: jax.vmap(env.step)(state, action))
+    return step.lower(env, state, action).compile().cost_analysis()["bytes accessed"] / num_envs
+
+
+def count_state_bytes(market: Market) -> float:
+    """Of one environment, without what it observes."""
+    state = jax.eval_shape(PerpEnv(market).reset, jax.random.key(0))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.replace(obs=None)))
+
+
+def count_market_bytes(market: Market) -> float:
+    """Of one bar, without its features."""
+    rows = rows_of(market)
+    in_rows = sum(x.nbytes for x in jax.tree.leaves(market) if x.shape[:1] == (rows,))
+    return in_rows / rows - 4 * len(market.feature_names)
+
+
+def rows_of(market: Market) -> int:
+    """Rows of the arrays that have one for every bar."""
+    return max(x.shape[0] for x in jax.tree.leaves(market))
+
+
+def stretch(market: Market, num_bars: int) -> Market:
+    """A market of one segment whose bars are repeated or cut to be so many."""
+    rows = rows_of(market)
+    index = np.arange(num_bars + 1) % rows
+    first, _, instrument, start = market.segments
+    stretched = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]) if x.shape[:1] == (rows,) else x, market)
+    return stretched.replace(
+        segments=Segments(first, jnp.full_like(first, num_bars - 1), instrument, start),
+        origins=(market.origins[0]._replace(num_bars=num_bars),),
+    )
+
+
+def cost_of_bars(market: Market, repeats: int, bars: tuple[int, int] = (20_000, 2_000_000)) -> list[float]:
+    """Nanoseconds more that a bare step of one environment takes on the longer market, turn by turn."""
+    num_envs, steps = 4096, count_steps(4096)
+    sides = {str(n): Trading.begin_bare(stretch(market, n), num_envs, steps).as_side() for n in bars}
+    few, many = take_turns(sides, repeats).values()
+    return [(b - a) / (num_envs * steps) * 1e9 for a, b in zip(few, many, strict=True)]
+
+
+def cost_of_size(market: Market, repeats: int, sizes: tuple[int, int] = (4096, 262_144)) -> list[float]:
+    """A bare step of one environment in the larger batch over one in the smaller, turn by turn."""
+    sides = {str(n): Trading.begin_bare(market, n, count_steps(n)).as_side() for n in sizes}
+    seconds = take_turns(sides, repeats)
+    small, large = ([x / (n * count_steps(n)) for x in seconds[str(n)]] for n in sizes)
+    return [b / a for a, b in zip(small, large, strict=True)]
+
+
+def seconds_to_compile(market: Market, repeats: int, num_envs: int = 4096, steps: int = 128) -> list[float]:
+    """Tracing included, of an auto-reset rollout."""
+    env, seconds = AutoReset(PerpEnv(market)), []
+    state = reset_all(env, num_envs)
+    actions = draw_actions(jax.random.key(1), steps, num_envs)
+    for _ in range(repeats):
+        jax.clear_caches()
+        began = time.perf_counter()
+        jax.jit(step_all, donate_argnums=1).lower(env, state, actions).compile()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def count_traces(market: Market, other: Market) -> int:
+    """Traces of a rollout that goes on from its own result, then takes another market and other numbers."""
+    traces = 0
+
+    @jax.jit
+    def run(env: AutoReset, state: State, actions: Array) -> State:
+        nonlocal traces
+        traces += 1
+        return step_all(env, state, actions)
+
+    actions = draw_actions(jax.random.key(1), 4, 64)
+    for env in (AutoReset(PerpEnv(market)), AutoReset(PerpEnv(other, EnvParams(taker_fee=0.0005)))):
+        state = reset_all(env, 64)
+        run(env, run(env, state, actions), actions)
+    return traces
+
+
+# JUDGE
+
+
+@dataclasses.dataclass
+class Figure:
+    """Something measured that has a goal; the median of its samples counts."""
+
+    says: str
+    samples: list[float]
+    """Empty if a side is missing."""
+    goal: float
+    stretch: float | None = None
+    at_least: bool = False
+    """Else at most."""
+    digits: int = 0
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median meets the goal."""
+        if not self.samples:
+            return None
+        median = statistics.median(self.samples)
+        return median >= self.goal if self.at_least else median <= self.goal
+
+
+def compare_sides(speeds: list[Speeds]) -> list[Figure]:
+    """The goals of speed."""
+    at = {s.num_envs: s for s in speeds}
+    wanted = (
+        ("bare / limit", 64, 0.3, None),
+        ("bare / limit", 4096, 0.5, None),
+        ("auto-reset / rival", 4096, 1.3, 2.0),
+    )
+    return [
+        Figure(
+            f"{pair} at {num_envs}",
+            at[num_envs].ratios(*pair.split(" / ")) if num_envs in at else [],
+            goal, stretch, at_least=True, digits=2,
+        )
+        for pair, num_envs, goal, stretch in wanted
+    ]  # fmt: skip
+
+
+def count_everything(repeats: int, tell: Callable[[str], None]) -> list[Figure]:
+    """The goals of size and of growth, on markets of their own."""
+    market, other = (load_market(f"{COUNTED}?seed={seed}") for seed in (0, 1))
+    tell("counting bytes and traces")
+    figures = [
+        Figure("bytes accessed a bare step", [count_bytes_accessed(market)], 6000, 4000),
+        Figure("state bytes, observation apart", [count_state_bytes(market)], 700),
+        Figure("market bytes, features apart", [count_market_bytes(market)], 250),
+        Figure("traces", [count_traces(market, other)], 1),
+    ]
+    tell("20 thousand and 2 million bars")
+    figures.append(Figure("ns that 2 million bars add", cost_of_bars(market, repeats), 50, digits=1))
+    tell("4096 and 262144 environments")
+    figures.append(Figure("ns at 262144 / ns at 4096", cost_of_size(market, repeats), 2, digits=2))
+    tell("compiling")
+    compiling = seconds_to_compile(market, min(repeats, 3))
+    return [*figures, Figure("seconds to compile 128 steps", compiling, 3, digits=2)]
+
+
+# SHOW
+
+
+def show_speeds(speeds: list[Speeds]) -> Table:
+    """Million steps/s, a line for every batch size."""
+    table = Table(title="Million steps/s (medians)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for head in ("environments", *SIDES, "bare/limit", "auto-r./rival"):
         table.add_column(head, justify="right")
-    for num_envs in args.num_envs:
-        compiled, seconds = measure(env, num_envs, args.steps, args.repeats)
-        rates = [num_envs * args.steps / s / 1e6 for s in seconds]
-        table.add_row(str(num_envs), f"{compiled:.1f}", f"{statistics.median(rates):.2f}", f"{max(rates):.2f}")
-    Console().print(table)
+    for s in speeds:
+        rates = (f"{s.rate(side):.2f}" if side in s.seconds else "-" for side in SIDES)
+        ratios = (s.ratios("bare", "limit"), s.ratios("auto-reset", "rival"))
+        table.add_row(f"{s.num_envs}", *rates, *(f"{statistics.median(r):.2f}" if r else "-" for r in ratios))
+    return table
+
+
+def show_figures(figures: list[Figure]) -> Table:
+    """What is measured against what it should be."""
+    table = Table(title="Goals", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for head in ("median (quartiles)", "goal (stretch)", "met"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for f in figures:
+        goal = f"{'>=' if f.at_least else '<='} {f.goal:g}" + (f" ({f.stretch:g})" if f.stretch else "")
+        met = {None: "-", True: "yes", False: "NO"}[f.met]
+        table.add_row(f.says, describe_spread(f.samples, f.digits), goal, met)
+    return table
+
+
+def describe_spread(samples: list[float], digits: int) -> str:
+    """Such as "0.45 (0.43 .. 0.48)"."""
+    if not samples:
+        return "not measured"
+    median = f"{statistics.median(samples):.{digits}f}"
+    if len(samples) == 1:
+        return median
+    low, _, high = statistics.quantiles(samples, method="inclusive")
+    return f"{median} ({low:.{digits}f} .. {high:.{digits}f})"
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures are measured on, and how many processes it was running in the last minute."""
+    cpus = pathlib.Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
+    return {
+        "processor": named.group(1) if named else platform.processor(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "system": platform.platform(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def list_versions() -> dict[str, str]:
+    """Of what matters to the figures, as far as it is installed."""
+    names = ("jax", "jaxlib", "numpy", "perpjax", "numba", "torch", "torchrl", "torchtrade")
+    installed = {d.name: d.version for d in importlib.metadata.distributions()}
+    return {"python": platform.python_version()} | {n: installed[n] for n in names if n in installed}
+
+
+def to_json(machine: dict[str, Any], speeds: list[Speeds], figures: list[Figure]) -> dict[str, Any]:
+    """Everything measured, sample by sample, and on what."""
+    return {
+        "command": " ".join(["python -m benchmarks.env_throughput", *sys.argv[1:]]),
+        "machine": machine,
+        "versions": list_versions(),
+        "speeds": [dataclasses.asdict(s) for s in speeds],
+        "figures": [dataclasses.asdict(f) | {"met": f.met} for f in figures],
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the arguments and measure; a wrong value is one line and exit status 2."""
+    try:
+        measure(tyro.cli(Args, args=argv, prog="python -m benchmarks.env_throughput", description=__doc__))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def measure(args: Args) -> None:
+    """Measure, count, show, save."""
+    console, progress = Console(), Console(stderr=True)
+    missing = {side for side, package in NEEDS.items() if importlib.util.find_spec(package) is None}
+    for side in sorted(missing):
+        progress.print(f"no {side} without {NEEDS[side]}: pip install -e '.\\[bench]'")
+    # Before anything is computed.
+    jax.config.update("jax_num_cpu_devices", args.devices)
+    machine = describe_machine()
+    if machine["load"] > BUSY:
+        progress.print(
+            f"the machine is busy (load {machine['load']:.1f}): threads that wait for each other suffer most"
+        )
+    # What was compiled by an earlier run must not count as compiled quickly.
+    jax.config.update("jax_enable_compilation_cache", False)
+    market, speeds = load_market(args.dataset), []
+    with progress.status("") as status:
+        for num_envs in args.num_envs:
+            status.update(f"{num_envs} environments")
+            speeds.append(measure_speeds(market, num_envs, args.repeats, missing))
+        figures = compare_sides(speeds) + count_everything(args.repeats, status.update)
+    console.print(f"{args.dataset}, jax {jax.__version__}, {machine['processor']}, {machine['cores']} cores")
+    console.print(f"ours on {args.devices} CPU devices")
+    console.print(show_speeds(speeds), show_figures(figures))
+    for side in speeds[0].drawing:
+        drawn = [s.nanoseconds_to_draw(side) for s in speeds]
+        console.print(f"Not counted: drawing an action of {side}, {min(drawn):.0f} to {max(drawn):.0f} ns.")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.out, to_json(machine, speeds, figures))
+        console.print(f"saved to {args.out}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    main()

@@ -1,0 +1,199 @@
+"""Is one commit faster than another? Both in turn on this machine, and the ratio with its spread.
+
+    python -m benchmarks.regress HEAD~1 HEAD
+    python -m benchmarks.regress main . --num-envs 65536 --rounds 15      # "." is the working tree
+
+Each round runs a process of the first, then one of the second: it compiles an auto-reset rollout under random actions,
+warms up and times it. A round's ratio is that of the medians of two neighbours, so that a machine which slows
+down slows both. Above 1 the second commit is the faster one.
+"""
+
+import dataclasses
+import inspect
+import io
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = "perpjax"
+"""All that the timed process needs of a commit."""
+
+
+@dataclasses.dataclass
+class Args:
+    """What to compare."""
+
+    before: tyro.conf.Positional[str]
+    """A commit, as git names it, or "." for the working tree."""
+    after: tyro.conf.Positional[str]
+    """The other one."""
+    num_envs: int = 4096
+    """Batch size."""
+    rounds: int = 9
+    """Processes of each, about ten seconds every one."""
+    steps: int = 100
+    """Steps of each environment in a timed call."""
+    calls: int = 9
+    """Timed calls in a process."""
+    dataset: str = "synthetic:signal"
+    """Folder or synthetic market; both commits must be able to read it."""
+
+    def __post_init__(self):
+        for name in ("num_envs", "rounds", "steps", "calls"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What one process measured."""
+
+    package: str
+    """The file that it imported."""
+    compile_seconds: float
+    seconds: list[float]
+    """Of each call."""
+
+
+def time_rollout(num_envs: int, steps: int, calls: int, dataset: str) -> None:
+    """The timed program, which prints a `Timing` as JSON. It runs by itself, against either commit's package."""
+    import json
+    import time
+
+    import jax
+    import jax.numpy as jnp
+
+    import perpjax
+    from perpjax import AutoReset, PerpEnv, load_market
+    from perpjax.orders import sample_action
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    env = AutoReset(PerpEnv(load_market(dataset)))
+    draw = jax.vmap(jax.vmap(lambda key: sample_action(key, env.env.config)))
+    actions = jax.jit(draw)(jax.random.split(jax.random.key(1), (steps, num_envs)))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_envs))
+    left = jax.random.randint(jax.random.key(2), (num_envs,), 1, env.env.config.episode_length + 1)
+    state = state.replace(end=jnp.minimum(state.end, state.t + left))
+
+    def rollout(env, state, actions):
+        return jax.lax.scan(lambda state, action: (jax.vmap(env.step)(state, action), None), state, actions)[0]
+
+    def elapsed():
+        return time.perf_counter() - began
+
+    began = time.perf_counter()
+    run = jax.jit(rollout, donate_argnums=1).lower(env, state, actions).compile()
+    compile_seconds, seconds = elapsed(), []
+    for _ in range(calls + 2):
+        began = time.perf_counter()
+        state = jax.block_until_ready(run(env, state, actions))
+        seconds.append(elapsed())
+    print(json.dumps({"package": perpjax.__file__, "compile_seconds": compile_seconds, "seconds": seconds[2:]}))
+
+
+def export(commit: str, folder: pathlib.Path) -> pathlib.Path:
+    """Put a commit's package into a new folder; the working tree's if `commit` is "."; returns the folder.
+
+    Raises:
+      ValueError: git knows no such commit, or it has no such package.
+    """
+    folder.mkdir()
+    if commit == ".":
+        shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+        return folder
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", "--format=tar", f"{commit}^{{commit}}", PACKAGE], capture_output=True
+    )
+    if archive.returncode:
+        raise ValueError(f"no {PACKAGE} of {commit!r}: {archive.stderr.decode().strip()}")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def run_timed(tree: pathlib.Path, args: Args) -> Timing:
+    """Time the package in `tree`, in a process of its own.
+
+    Raises:
+      RuntimeError: the process failed, or imported another package than that.
+    """
+    settings = {name: getattr(args, name) for name in ("num_envs", "steps", "calls", "dataset")}
+    program = f"{inspect.getsource(time_rollout)}\ntime_rollout(**{settings!r})\n"
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    # -P: the current folder, mostly a checkout of this repository, must not come before the tree.
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the timed process failed:\n{done.stderr.strip()[-2000:]}")
+    timing = Timing(**json.loads(done.stdout.splitlines()[-1]))
+    if not pathlib.Path(timing.package).resolve().is_relative_to(tree.resolve()):
+        raise RuntimeError(f"the timed process imported {timing.package}, not the commit's package")
+    return timing
+
+
+Pair = tuple[Timing, Timing]
+
+
+def compare(args: Args, measure: Callable[[pathlib.Path, Args], Timing] = run_timed) -> Iterator[Pair]:
+    """Both commits in turn: a pair for each round, as it is measured.
+
+    Args:
+      measure: times the package in a folder. The folders are gone afterwards.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        before = export(args.before, pathlib.Path(scratch) / "before")
+        after = export(args.after, pathlib.Path(scratch) / "after")
+        for _ in range(args.rounds):
+            yield measure(before, args), measure(after, args)
+
+
+def speedup(pair: Pair) -> float:
+    """How many times as fast the second one is."""
+    before, after = (statistics.median(timing.seconds) for timing in pair)
+    return before / after
+
+
+def show(args: Args, pairs: Iterator[Pair], console: Console) -> None:
+    """A line for each round, as it comes, then the ratio with its spread."""
+    done = []
+    for pair in pairs:
+        done.append(pair)
+        rates = [args.num_envs * args.steps / statistics.median(t.seconds) / 1e6 for t in pair]
+        numbers = f"{rates[0]:8.3f} {rates[1]:8.3f} million steps/s {speedup(pair):8.3f}"
+        console.print(f"round {len(done):2} of {args.rounds} {numbers}", highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for head in (f"{args.after} over {args.before}", "median", "quartiles", "min .. max"):
+        table.add_column(head, justify="left" if not table.columns else "right")
+    compiling = [before.compile_seconds / after.compile_seconds for before, after in done]
+    for says, ratios in (("times as fast", [speedup(p) for p in done]), ("times as fast to compile", compiling)):
+        low, median, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+        spread = (f"{median:.3f}", f"{low:.3f} .. {high:.3f}", f"{min(ratios):.3f} .. {max(ratios):.3f}")
+        table.add_row(says, *spread)
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the arguments and compare; what goes wrong is one message and exit status 2."""
+    try:
+        args = tyro.cli(Args, args=argv, prog="python -m benchmarks.regress", description=__doc__)
+        show(args, compare(args), Console())
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
