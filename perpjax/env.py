@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from perpjax._pytree import pytree
 from perpjax.batching import any_of, batch_last, stage, total
 from perpjax.intrabar import Exit, resolve
-from perpjax.lots import open_lot, settle
+from perpjax.lots import close_slots, open_lot, settle
 from perpjax.margin import open_bar
 from perpjax.market import Market, find_segment, pick_start
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
@@ -18,13 +18,7 @@ from perpjax.orders import CLOSE, Verdict, decode
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rewards import log_return, shaped
 from perpjax.risk import Exposure, is_due, is_ruined, review
-from perpjax.state import Account, Lots, State, account_side, add, add_each, notional, open_account, unrealised
-
-
-@stage
-def keep_if(over: Bool[Array, "..."], old: Lots, new: Lots) -> Lots:
-    """The old lots where the episode is over."""
-    return jax.tree.map(lambda a, b: jnp.where(over, a, b), old, new)
+from perpjax.state import Account, State, account_side, add, add_each, notional, open_account, unrealised
 
 
 @pytree(static=("config",))
@@ -114,10 +108,10 @@ class PerpEnv:
         how = jnp.where(order.closes & held, Exit.CLOSED, how)
 
         # 9. Exits.
-        lots, exits = settle(lots, how, hit.candle, bar, atr, tick_value, params)
+        exits = settle(lots, how, hit.candle, bar, atr, tick_value, params)
         wallet = stage(add)(wallet, -entry_fee, exits.realised, -exits.fees, -exits.losses)
         over = state.terminated | state.truncated
-        lots = keep_if(over, account.lots, lots)
+        lots = close_slots(lots, how, over, account.lots)
 
         # 10. Mark to market.
         mark = bar.mark_close[-1]

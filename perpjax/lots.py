@@ -16,7 +16,7 @@ from perpjax.margin import liquidation_ticks
 from perpjax.market import Bar
 from perpjax.params import EnvParams
 from perpjax.risk import Review
-from perpjax.state import Lots, clear
+from perpjax.state import Lots
 
 
 def open_lot(lots: Lots, order: Review, instrument: Instrument) -> Lots:
@@ -59,14 +59,14 @@ def settle(
     atr: Float[Array, "..."],
     tick_value: Float[Array, "..."],
     params: EnvParams,
-) -> tuple[Lots, Exits]:
-    """Fill every exit, take its fee, and free the slots. After entry no lot ever costs more than its margin.
+) -> Exits:
+    """Fill every exit and take its fee. After entry no lot ever costs more than its margin.
 
     Args:
       how: `Exit` of each lot; candle: the one that ended it, where a candle did.
     """
     fill = _fill(lots.side, lots.stop, lots.target, how, candle, bar, atr, params)
-    return clear(lots, how != Exit.NONE), _sum_up(lots, how, fill, tick_value, params)
+    return _sum_up(lots, how, fill, tick_value, params)
 
 
 @stage
@@ -108,3 +108,10 @@ def _sum_up(
     lost = jnp.where(how == Exit.LIQUIDATED, lots.margin, 0)
     counts = jnp.stack([total(how == e) for e in Exit])
     return Exits(total(profit), total(fees), total(lost), total(notional), counts)
+
+
+@stage
+def close_slots(lots: Lots, how: Int[Array, "lots ..."], over: Bool[Array, "..."], before: Lots) -> Lots:
+    """Zero the slots of what has ended; the lots as they were before where the episode is over."""
+    free = (lots.quantity == 0) | (how != Exit.NONE)
+    return jax.tree.map(lambda old, x: jnp.where(over, old, jnp.where(free, 0, x)), before, lots)

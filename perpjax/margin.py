@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from perpjax.batching import stage, total
 from perpjax.instrument import Instrument
 from perpjax.market import Bar
-from perpjax.state import Lots, clear, unrealised
+from perpjax.state import Lots, unrealised
 
 CEIL_SLACK = 2.0**-22
 """Fraction of the entry price by which a distance may exceed a whole tick and still count as that tick."""
@@ -130,5 +130,6 @@ def _liquidate(
     tick_value: Float[Array, "..."],
 ) -> tuple[Lots, Opening]:
     losses = total(jnp.where(gone, lots.margin, 0))
-    lots = clear(lots, gone)
+    # A slot is free where the quantity is 0; `close_slots` sees to the rest.
+    lots = lots.replace(**{n: jnp.where(gone, 0, getattr(lots, n)) for n in ("side", "quantity", "margin")})
     return lots, Opening(paid, losses, total(gone), unrealised(lots, mark, tick_value))

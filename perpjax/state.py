@@ -1,6 +1,5 @@
 """What one environment remembers: the account, its lots and its ledger. Arrays only, market data never."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -142,8 +141,3 @@ def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""])
 def notional(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
     """Value of all lots at `mark` (ticks), quote currency."""
     return total(lots.quantity) * mark * tick_value
-
-
-def clear(lots: Lots, gone: Bool[Array, "lots"]) -> Lots:
-    """Free the slots of the lots that ended."""
-    return jax.tree.map(lambda x: jnp.where(gone, jnp.zeros_like(x), x), lots)
