@@ -1,4 +1,4 @@
-"""The environment. `step` reads like the contract: funding, opening check, orders, candles, mark, reward."""
+"""The environment. `_trade` reads like the contract: funding, opening check, orders, candles, mark, reward."""
 
 import dataclasses
 

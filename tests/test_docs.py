@@ -1,6 +1,5 @@
 """The contract names its tests, and they exist."""
 
-import ast
 import functools
 import pathlib
 import re
@@ -14,8 +13,7 @@ REFERENCE = re.compile(r"\b(test_\w+)::(test_\w+)")
 
 @functools.cache
 def names_in(module: str) -> set[str]:
-    path = ROOT / "tests" / f"{module}.py"
-    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+    return set(re.findall(r"^\s*def (\w+)", (ROOT / "tests" / f"{module}.py").read_text(), flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("module, name", sorted(set(REFERENCE.findall(CONTRACT))))
