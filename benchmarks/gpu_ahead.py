@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
 from jaxtyping import Array, Float, Int
@@ -44,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from perpjax import AutoReset, EnvConfig, PerpEnv, load_market
-from perpjax.orders import MULTI_DISCRETE, sample_action
+from perpjax.orders import sample_action
 from train.checkpoint import write_json
 
 RESULT = pathlib.Path(__file__).parent / "results" / "gpu_ahead.json"
@@ -376,9 +375,7 @@ Draw = Callable[[Array, EnvConfig, int], Array]
 
 def draw_batch(key: Array, config: EnvConfig, num_envs: int) -> Float[Array, "envs 5"] | Int[Array, "envs 5"]:
     """Random actions for all environments in one draw."""
-    if config.actions == "box5":
-        return jax.random.uniform(key, (num_envs, 5), minval=-1.0, maxval=1.0)
-    return jax.random.randint(key, (num_envs, 5), 0, jnp.asarray(MULTI_DISCRETE))
+    return sample_action(key, config, (num_envs,))
 
 
 def draw_each(key: Array, config: EnvConfig, num_envs: int) -> Float[Array, "envs 5"] | Int[Array, "envs 5"]:

@@ -54,6 +54,12 @@ def resolve(bar: Bar, lots: Lots, side: Float[Array, "..."], rule: Intrabar) -> 
     return Hit(how=word & 7, candle=(word >> 3) & 0xFF, ambiguous=word >> 11)
 
 
+def at_candle(path: Float[Array, "K ..."], candle: Int[Array, "lots ..."]) -> Float[Array, "lots ..."]:
+    """The price of each lot's candle. K is small and static: the chain of selects fuses."""
+    first = jnp.broadcast_to(path[0], candle.shape)
+    return functools.reduce(lambda x, k: jnp.where(candle == k, path[k], x), range(1, len(path)), first)
+
+
 @stage
 def _sign(bar: Bar, side: Float[Array, "..."]) -> tuple[Float[Array, "K ..."], ...]:
     """Adverse, favourable and adverse mark extreme so far, and both opens, of each candle; times `side`."""
@@ -96,15 +102,11 @@ def _find(rule: Intrabar) -> Callable[..., Int[Array, "lots ..."]]:
         first = jnp.minimum(jnp.minimum(by_liquidation, by_stop), by_target)
 
         # Within that candle its open comes first. No earlier candle reached the level, so neither did its open.
-        def at_first(path: Float[Array, "K ..."]) -> Float[Array, "..."]:
-            return functools.reduce(lambda x, k: jnp.where(first == k, path[k], x), range(1, len(path)), path[0])
-
+        price = at_candle(opens, first)
         at_open = jnp.where(
-            at_first(mark_opens) <= liquidation,
+            at_candle(mark_opens, first) <= liquidation,
             Exit.LIQUIDATED,
-            jnp.where(
-                at_first(opens) <= stop, Exit.STOPPED, jnp.where(at_first(opens) >= beyond, Exit.TARGET, Exit.NONE)
-            ),
+            jnp.where(price <= stop, Exit.STOPPED, jnp.where(price >= beyond, Exit.TARGET, Exit.NONE)),
         )
         reached = by_liquidation == first, by_stop == first, by_target == first
         how = jnp.where(at_open > 0, at_open, _choose(rule, *reached, stop >= liquidation))

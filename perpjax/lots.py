@@ -1,6 +1,5 @@
 """How a lot opens, and what its end brings."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from perpjax.batching import fold, stage, total
 from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
-from perpjax.intrabar import Exit
+from perpjax.intrabar import Exit, at_candle
 from perpjax.margin import liquidation_ticks
 from perpjax.market import Bar
 from perpjax.params import EnvParams
@@ -81,13 +80,8 @@ def _fill(
     params: EnvParams,
 ) -> Float[Array, "lots ..."]:
     """The price at which each lot would end."""
-
-    def at_candle(path: Float[Array, "K ..."]) -> Float[Array, "lots ..."]:
-        first = jnp.broadcast_to(path[0], candle.shape)
-        return functools.reduce(lambda x, k: jnp.where(candle == k, path[k], x), range(1, len(path)), first)
-
-    extreme = jnp.where(side > 0, at_candle(bar.low), at_candle(bar.high))
-    stopped = fill_stop(side, stop, at_candle(bar.open), extreme, atr, params)
+    extreme = jnp.where(side > 0, at_candle(bar.low, candle), at_candle(bar.high, candle))
+    stopped = fill_stop(side, stop, at_candle(bar.open, candle), extreme, atr, params)
     at_market = fill_exit(side, jnp.where(how == Exit.CLOSED, bar.open[0], bar.close[-1]), atr, params)
     return jnp.where(how == Exit.STOPPED, stopped, jnp.where(how == Exit.TARGET, target, at_market))
 

@@ -91,11 +91,11 @@ def _decode_discrete(action: Array, params: EnvParams) -> Order:
     )
 
 
-def sample_action(key: Array, config: EnvConfig) -> Array:
-    """A uniformly random action, of the kind that `config.actions` names."""
+def sample_action(key: Array, config: EnvConfig, batch: tuple[int, ...] = ()) -> Array:
+    """Uniformly random actions [*batch, 5] of the kind that `config.actions` names, in one draw."""
     if config.actions == "box5":
-        return jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
-    return jax.random.randint(key, (5,), 0, jnp.asarray(MULTI_DISCRETE))
+        return jax.random.uniform(key, (*batch, 5), minval=-1.0, maxval=1.0)
+    return jax.random.randint(key, (*batch, 5), 0, jnp.asarray(MULTI_DISCRETE))
 
 
 def hold_action(config: EnvConfig) -> Array:
