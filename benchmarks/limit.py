@@ -229,10 +229,10 @@ def bar_layout(candles: int, features: int, has_mark: bool) -> np.dtype:
 
 def pack_market(market: Market) -> np.ndarray:
     """The market's rows as `bar_layout` has them. A candle that is not valid has extremes that reach no level."""
-    atr = np.asarray(market.atr)
-    bars = jax.tree.map(np.asarray, jax.jit(jax.vmap(Market.bar, (None, 0)))(market, jnp.arange(len(atr))))
-    rows = _aligned(len(atr), bar_layout(market.candles_per_bar, market.features.shape[-1], market.has_mark))
-    rows["atr"], rows["funding_rate"], rows["funding_price"] = atr, bars.funding_rate, bars.funding_price
+    bars = jax.tree.map(np.asarray, jax.jit(jax.vmap(Market.bar, (None, 0)))(market, jnp.arange(len(market.rows) - 1)))
+    table = _aligned(len(market.rows), bar_layout(market.candles_per_bar, market.features.shape[-1], market.has_mark))
+    rows = table[:-1]
+    rows["atr"], rows["funding_rate"], rows["funding_price"] = bars.atr, bars.funding_rate, bars.funding_price
     rows["before"], rows["tradable"], rows["alive"] = bars.mark_before, bars.valid[:, 0], bars.valid.any(1)
     for series, prefix in (("last", ""), ("mark", "mark_")):
         opens, highs, lows, closes = (getattr(bars, prefix + name) for name in ("open", "high", "low", "close"))
@@ -241,8 +241,9 @@ def pack_market(market: Market) -> np.ndarray:
         prices["high"], prices["low"] = np.where(bars.valid, highs, -np.inf), np.where(bars.valid, lows, np.inf)
         prices["highest"], prices["lowest"] = prices["high"].max(1), prices["low"].min(1)
     scaled = jax.jit(jax.vmap(scale_features, (0, None, None)))
-    rows["features"][:-1] = scaled(market.features, market.scaler_mean, market.scaler_scale)[1:]
-    return rows
+    rows["features"] = scaled(market.features, market.scaler_mean, market.scaler_scale)[1:]
+    table["before"][-1] = bars.mark_close[-1, -1]  # no bar follows, but an account may end there
+    return table
 
 
 def pack_rules(env: PerpEnv) -> np.ndarray:

@@ -50,7 +50,7 @@ class PerpEnv:
     @property
     def observation_size(self) -> int:
         """Length of `State.obs`."""
-        return self.market.features.shape[-1] + len(ACCOUNT_FEATURES)
+        return self.market.scaler_mean.shape[-1] + len(ACCOUNT_FEATURES)
 
     def step(self, state: State, action: Array) -> State:
         """Trade at the open of bar t, live through its candles, and return the state at decision t + 1.
@@ -70,7 +70,7 @@ class PerpEnv:
     def _trade(self, state: State, action: Array) -> tuple[State, Float[Array, "9 ..."]]:
         """Section 3 of the contract, in its order. The next state, and what its observation says of the account."""
         params, config = self.params, self.config
-        bar, atr = self.market.bar(state.t), self.market.atr[state.t]
+        bar = self.market.bar(state.t)
         instrument = self.market.instrument_at(state.instrument)
         tick_value = instrument.tick_value
         account, lots, ledger = state.account, state.account.lots, state.account.ledger
@@ -94,7 +94,7 @@ class PerpEnv:
             equity=wallet[0] + opening.floating,
             margin=total(lots.margin),
         )
-        order = stage(review)(order, exposure, bar.open[0], bar.valid[0], atr, instrument, params)
+        order = stage(review)(order, exposure, bar.open[0], bar.valid[0], bar.atr, instrument, params)
         lots = open_lot(lots, order, instrument)
         entry_notional = jnp.where(order.opens, order.notional, 0)
         entry_fee = params.taker_fee * entry_notional
@@ -108,7 +108,7 @@ class PerpEnv:
         how = jnp.where(order.closes & held, Exit.CLOSED, how)
 
         # 9. Exits.
-        exits = settle(lots, how, hit.candle, bar, atr, tick_value, params)
+        exits = settle(lots, how, hit.candle, bar, tick_value, params)
         wallet = stage(add)(wallet, -entry_fee, exits.realised, -exits.fees, -exits.losses)
         over = state.terminated | state.truncated
         lots = close_slots(lots, how, over, account.lots)
@@ -125,7 +125,7 @@ class PerpEnv:
         liquidated = opening.liquidated + exits.counts[Exit.LIQUIDATED]
         reward = log_return(posted + (floating - carried), state.equity, equity, params)
         if config.reward == "shaped":
-            move = self.market.atr[t] / bar.close[-1]
+            move = bar.atr_after / bar.close[-1]
             exposed = notional(lots, mark, tick_value)
             reward = shaped(reward, order.opens, liquidated, exposed, move, equity, terminated, params)
 
@@ -214,5 +214,10 @@ class PerpEnv:
 
     def observe(self, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
         """What is known at the open of bar t: scaled features, then the account."""
-        features = scale_features(self.market.features[t], self.market.scaler_mean, self.market.scaler_scale)
-        return jnp.concatenate([features, view])
+        return _observe(self.market, t, view)
+
+
+@stage
+def _observe(market: Market, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
+    features = scale_features(market.known(t), market.scaler_mean, market.scaler_scale)
+    return jnp.concatenate([features, view])

@@ -55,7 +55,6 @@ def settle(
     how: Int[Array, "lots ..."],
     candle: Int[Array, "lots ..."],
     bar: Bar,
-    atr: Float[Array, "..."],
     tick_value: Float[Array, "..."],
     params: EnvParams,
 ) -> Exits:
@@ -64,7 +63,7 @@ def settle(
     Args:
       how: `Exit` of each lot; candle: the one that ended it, where a candle did.
     """
-    fill = _fill(lots.side, lots.stop, lots.target, how, candle, bar, atr, params)
+    fill = _fill(lots.side, lots.stop, lots.target, how, candle, bar, params)
     return _sum_up(lots, how, fill, tick_value, params)
 
 
@@ -76,13 +75,12 @@ def _fill(
     how: Int[Array, "lots ..."],
     candle: Int[Array, "lots ..."],
     bar: Bar,
-    atr: Float[Array, "..."],
     params: EnvParams,
 ) -> Float[Array, "lots ..."]:
     """The price at which each lot would end."""
     extreme = jnp.where(side > 0, at_candle(bar.low, candle), at_candle(bar.high, candle))
-    stopped = fill_stop(side, stop, at_candle(bar.open, candle), extreme, atr, params)
-    at_market = fill_exit(side, jnp.where(how == Exit.CLOSED, bar.open[0], bar.close[-1]), atr, params)
+    stopped = fill_stop(side, stop, at_candle(bar.open, candle), extreme, bar.atr, params)
+    at_market = fill_exit(side, jnp.where(how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
     return jnp.where(how == Exit.STOPPED, stopped, jnp.where(how == Exit.TARGET, target, at_market))
 
 

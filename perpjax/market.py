@@ -1,22 +1,24 @@
-"""The market on the device: candles, features and segments, and the one slice that cuts out a bar."""
+"""The market on the device: rows of candles and features, segments, and the one slice that cuts out a bar."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from perpjax._grid import BAR_MS, FIRST_DECISION
 from perpjax._pytree import pytree
-from perpjax.batching import stage
+from perpjax.batching import LINE, stage, touch
 from perpjax.instrument import Instrument
 
 
 class Bar(NamedTuple):
-    """The K candles of one 15-minute bar, and the funding settled at its open. Prices in ticks."""
+    """The K candles of one 15-minute bar, the funding settled at its open, the ATR around it. Prices in ticks."""
 
     open: Float[Array, "K"]
     high: Float[Array, "K"]
@@ -34,6 +36,10 @@ class Bar(NamedTuple):
     """The mark that prices the settlement."""
     mark_before: Float[Array, ""]
     """Mark close of the bar before: the account is marked to it when the bar opens."""
+    atr: Float[Array, ""]
+    """Known at the open."""
+    atr_after: Float[Array, ""]
+    """Known when the bar has closed."""
 
 
 class Segments(NamedTuple):
@@ -60,14 +66,14 @@ class Origin(NamedTuple):
 
 @pytree(static=("candles_per_bar", "has_mark"), host=("origins", "feature_names"))
 class Market:
-    """A dataset in device arrays. For N bars every array has N + 1 rows.
+    """A dataset in device arrays. For N bars there are N + 1 rows.
 
-    Row t of `candles` is bar t; the last row of every origin is the state after its last bar and trades nothing.
+    Row t is what is known at the open of bar t and was not known at the open of bar t - 1: the candles of bar t - 1
+    and the funding settled at its open; ATR and features at t. So a step reads one row, the one after its bar, and a
+    market cut off after row t knows nothing later. Row 0 of an origin has no candles: they are not valid.
 
     Attributes:
-      candles: packed rows, see `columns`; prices in ticks.
-      atr: Wilder ATR(14) known at the open of bar t, whole ticks, at least 1.
-      features: known at the open of bar t, unscaled.
+      rows: see `pack_rows`; prices in ticks, features unscaled.
       scaler_mean, scaler_scale: applied by the observation, `(x - mean) / scale`.
       segments: where episodes may start and must end.
       instruments: an `Instrument` whose leaves have a leading axis, a row for each symbol.
@@ -76,9 +82,7 @@ class Market:
       origins, feature_names: host properties; another dataset of the same shape does not retrace.
     """
 
-    candles: Float[Array, "rows columns"]
-    atr: Float[Array, "rows"]
-    features: Float[Array, "rows F"]
+    rows: Float[Array, "rows width"]
     scaler_mean: Float[Array, "F"]
     scaler_scale: Float[Array, "F"]
     segments: Segments
@@ -91,11 +95,55 @@ class Market:
     def bar(self, t: Int[Array, ""]) -> Bar:
         """Bar t, cut out in one piece; t may have batch axes, which come last."""
         k = self.candles_per_bar
-        row = _cut(self.candles, t)
+        width = self._columns + 2
+        row = _cut(width)(self.rows, touch(self.rows, t + 1, range(0, width, LINE)))
         prices = [row[i * k : (i + 1) * k] for i in range(8 if self.has_mark else 4)]
-        last, mark = prices[:4], prices[-4:]
-        valid, (rate, price, before) = row[-k - 3 : -3] > 0, row[-3:]
-        return Bar(*last, *mark, valid, rate, price, before)
+        valid, (rate, price, before, atr, after) = row[-k - 5 : -5] > 0, row[-5:]
+        return Bar(*prices[:4], *prices[-4:], valid, rate, price, before, atr, after)
+
+    def known(self, t: Int[Array, ""]) -> Float[Array, "F"]:
+        """Features known at the open of bar t, unscaled."""
+        first, last = self._features.start, self._features.stop
+        t = touch(self.rows, t, range(first, last, LINE))
+        return lax.dynamic_slice(self.rows, (t, first), (1, last - first))[0]
+
+    @property
+    def candles(self) -> Float[Array, "N columns"]:
+        """The packed candles and funding of every bar: columns of `pack_rows` up to the mark close before."""
+        return self.rows[1:, : self._columns]
+
+    @property
+    def atr(self) -> Float[Array, "rows"]:
+        """Wilder ATR(14) known at the open of bar t, whole ticks, at least 1."""
+        return self.rows[:, self._columns + 1]
+
+    @property
+    def features(self) -> Float[Array, "rows F"]:
+        """Known at the open of bar t, unscaled."""
+        return self.rows[:, self._features]
+
+    @property
+    def _columns(self) -> int:
+        return self.candles_per_bar * (9 if self.has_mark else 5) + 3
+
+    @property
+    def _features(self) -> slice:
+        start = _whole_lines(self._columns + 2)
+        return slice(start, start + self.scaler_mean.shape[-1])
+
+    def with_columns(
+        self, candles: ArrayLike | None = None, atr: ArrayLike | None = None, features: ArrayLike | None = None
+    ) -> "Market":
+        """The same market with other candles, ATR or features, as the properties have them."""
+        rows, c = self.rows, self._columns
+        if candles is not None:
+            rows = rows.at[1:, :c].set(candles)
+        if atr is not None:
+            rows = rows.at[:, c + 1].set(atr)
+            rows = rows.at[1:, c].set(rows[:-1, c + 1])
+        if features is not None:
+            rows = rows.at[:, self._features].set(features)
+        return self.replace(rows=rows)
 
     def instrument_at(self, row: Int[Array, ""]) -> Instrument:
         """The instrument of a segment. With one symbol nothing is gathered."""
@@ -133,10 +181,15 @@ class Market:
         return int(np.maximum(_start_counts(jax.tree.map(np.asarray, self.segments), episode_length), 0).sum())
 
 
-@stage
-def _cut(rows: Float[Array, "rows columns"], t: Int[Array, "..."]) -> Float[Array, "columns ..."]:
-    cut = functools.partial(lax.dynamic_index_in_dim, rows, keepdims=False)
-    return jnp.moveaxis(jnp.vectorize(cut, signature="()->(c)")(t), -1, 0)
+@functools.cache
+def _cut(width: int) -> Callable[..., Float[Array, "columns ..."]]:
+    @stage
+    def cut(rows: Float[Array, "rows width"], t: Int[Array, "..."]) -> Float[Array, "columns ..."]:
+        """The first columns of row t."""
+        one = jnp.vectorize(lambda t: lax.dynamic_slice(rows, (t, 0), (1, width))[0], signature="()->(c)")
+        return jnp.moveaxis(one(t), -1, 0)
+
+    return cut
 
 
 def _start_counts(segments: Segments, episode_length: int) -> Int[Array, "S"]:
@@ -159,25 +212,39 @@ def find_segment(market: Market, t: Int[Array, ""]) -> tuple[Int[Array, ""], Int
     return nearest[segment], segment
 
 
-def pack_candles(last: np.ndarray, mark: np.ndarray | None, valid: np.ndarray, funding: np.ndarray) -> np.ndarray:
-    """Pack host arrays into the rows of `Market.candles`.
+def pack_rows(
+    last: np.ndarray,
+    mark: np.ndarray | None,
+    valid: np.ndarray,
+    funding: np.ndarray,
+    atr: np.ndarray,
+    features: np.ndarray,
+) -> np.ndarray:
+    """Pack host arrays into the rows of `Market`.
 
     Args:
       last: [N, K, 4] open, high, low, close in ticks; mark: the same or None.
       valid: [N, K] bool; funding: [N, 2] rate and price at the bar's open.
+      atr: [N + 1] ticks; features: [N + 1, F].
 
     Returns:
-      [N + 1, C] float32; the last row repeats the last closes, invalid and without funding.
+      [N + 1, width] float32. Of the bar before: K opens, highs, lows and closes, those of the mark if there is one, K
+      times whether the candle is valid, the funding's rate and price, the mark close before that bar and the ATR at its
+      open. Then the ATR, and the features. Each half is filled up with zeros to whole cache lines.
     """
     blocks = [last] if mark is None else [last, mark]
     num_bars, k, _ = last.shape
-    mark_close = blocks[-1][:, -1, 3]
-    closing = [np.broadcast_to(b[-1, -1, 3], (4 * k,)) for b in blocks]
-    body = [b.transpose(0, 2, 1).reshape(num_bars, -1) for b in blocks] + [valid, funding]
-    rows = np.concatenate(body, axis=1, dtype=np.float64)
-    final = np.concatenate([*closing, np.zeros(k), [0.0, mark_close[-1]]])
-    before = np.concatenate([blocks[-1][:1, 0, 0], mark_close])
-    return np.column_stack([np.vstack([rows, final]), before]).astype(np.float32)
+    before = np.concatenate([blocks[-1][:1, 0, 0], blocks[-1][:-1, -1, 3]])
+    bars = [b.transpose(0, 2, 1).reshape(num_bars, -1) for b in blocks] + [valid, funding]
+    bars = np.column_stack([*bars, before, atr[:-1]])
+    nothing = np.concatenate([np.repeat([b[0, 0, 0] for b in blocks], 4 * k), np.zeros(k + 2), before[:1], atr[:1]])
+    halves = np.column_stack([np.vstack([nothing, bars]), atr]), features
+    filled = [np.pad(x, ((0, 0), (0, _whole_lines(x.shape[1]) - x.shape[1]))) for x in halves]
+    return np.hstack(filled).astype(np.float32)
+
+
+def _whole_lines(floats: int) -> int:
+    return -(-floats // LINE) * LINE
 
 
 def slice_market(market: Market, start: int, stop: int) -> Market:
@@ -185,15 +252,9 @@ def slice_market(market: Market, start: int, stop: int) -> Market:
     (origin,) = market.origins
     if not 0 <= start < stop <= origin.num_bars:
         raise ValueError(f"bars {start} .. {stop} do not lie within the market's {origin.num_bars} bars")
-    k, c = market.candles_per_bar, np.asarray(market.candles[start : stop + 1])
-    blocks = c[:-1, : -k - 3].reshape(stop - start, -1, 4, k).transpose(1, 0, 3, 2)
-    candles = pack_candles(blocks[0], blocks[1] if market.has_mark else None, c[:-1, -k - 3 : -3], c[:-1, -3:-1])
-    candles[0, -1] = c[0, -1]
     first = max(int(market.segments.first[0]) - start, FIRST_DECISION)
     return market.replace(
-        candles=jnp.asarray(candles),
-        atr=market.atr[start : stop + 1],
-        features=market.features[start : stop + 1],
+        rows=market.rows[start : stop + 1],
         segments=one_segment(first, stop - start - 1),
         origins=(Origin(origin.symbol, origin.start_ms + BAR_MS * start, 0, stop - start),),
     )
@@ -219,7 +280,7 @@ def concatenate_markets(markets: list[Market]) -> Market:
             raise ValueError("markets differ in their number of brackets; give them tables of one length")
         if not (np.array_equal(m.scaler_mean, head.scaler_mean) and np.array_equal(m.scaler_scale, head.scaler_scale)):
             raise ValueError("markets differ in their scalers; build them with one scaler")
-    rows = np.cumsum([0] + [m.candles.shape[0] for m in markets])
+    rows = np.cumsum([0] + [m.rows.shape[0] for m in markets])
     instruments = np.cumsum([0] + [m.instruments.tick_size.shape[0] for m in markets])
 
     def moved(s: Segments, row: int, instrument: int) -> Segments:
@@ -231,9 +292,7 @@ def concatenate_markets(markets: list[Market]) -> Market:
         return jnp.concatenate(x)
 
     return head.replace(
-        candles=join(*(m.candles for m in markets)),
-        atr=join(*(m.atr for m in markets)),
-        features=join(*(m.features for m in markets)),
+        rows=join(*(m.rows for m in markets)),
         segments=jax.tree.map(join, *shifted),
         instruments=jax.tree.map(join, *(m.instruments for m in markets)),
         origins=tuple(o._replace(row=o.row + int(r)) for m, r in zip(markets, rows, strict=False) for o in m.origins),

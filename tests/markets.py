@@ -18,7 +18,7 @@ import numpy as np
 
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
-from perpjax.market import Bar, Market, Origin, one_segment, pack_candles
+from perpjax.market import Bar, Market, Origin, one_segment, pack_rows
 from perpjax.orders import DIRECTIONS, LEVERAGES, SIZES, STOPS, TARGETS, Verdict
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.state import State
@@ -61,9 +61,7 @@ def assemble(
     bars, k, _ = last.shape
     width = features.shape[1]
     return Market(
-        candles=jnp.asarray(pack_candles(last, mark, valid, funding)),
-        atr=jnp.asarray(atr, jnp.float32),
-        features=jnp.asarray(features, jnp.float32),
+        rows=jnp.asarray(pack_rows(last, mark, valid, funding, atr, features)),
         scaler_mean=jnp.asarray(np.zeros(width, np.float32)),
         scaler_scale=jnp.asarray(np.ones(width, np.float32)),
         segments=one_segment(first, bars - 1),

@@ -327,7 +327,6 @@ def test_settlements_are_dated_once_at_their_bars_open():
     np.testing.assert_array_equal(bars.funding_rate, expected.astype(np.float32))
     np.testing.assert_array_equal(bars.funding_price, bars.open[:, 0])
     assert (built.report.settlements, built.report.funding_hours) == (23, {1.0: 1, 8.0: 21})
-    assert built.market.candles[-1, -3] == 0  # the row after the last bar settles nothing
 
 
 def test_without_funding_the_rate_is_zero():

@@ -94,7 +94,7 @@ def test_another_observation_is_refused(env, learners, tmp_path):
     save_learner(tmp_path, learners[0])
     market = env.env.market
     wider = market.replace(
-        features=jnp.tile(market.features, 2),
+        rows=jnp.pad(market.rows, ((0, 0), (0, 16))),
         scaler_mean=jnp.zeros(2),
         scaler_scale=jnp.ones(2),
         feature_names=("a", "b"),

@@ -118,7 +118,7 @@ def test_splits_are_fractions_in_order_with_an_embargo_of_one_episode(market):
         assert cut.num_bars == FIRST_DECISION + split.stop - split.start
         assert cut.open_time_ms(FIRST_DECISION) == market.open_time_ms(split.start)
         rows = slice(split.start - FIRST_DECISION, split.stop)
-        np.testing.assert_array_equal(cut.candles[:-1], market.candles[rows])
+        np.testing.assert_array_equal(cut.candles, market.candles[rows])
         np.testing.assert_array_equal(cut.features[FIRST_DECISION:], market.features[split.start : split.stop + 1])
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from markets import FREE, HOLD, crash_market, expect, hand_market, order, play
+from markets import FREE, HOLD, all_bars, crash_market, expect, hand_market, order, play
 
 from perpjax.env import PerpEnv
 from perpjax.orders import CLOSE
@@ -100,7 +100,7 @@ def test_equity_is_wallet_plus_unrealised(states):
     market, account = crash_market(), states.account
     done = states.terminated | states.truncated
     t = np.where(done, 0, states.t)
-    mark = np.asarray(market.candles)[t, -1].astype(np.float64)  # mark close of the bar before
+    mark = np.asarray(all_bars(market).mark_close, np.float64)[t - 1, -1]
     lots = jax.tree.map(lambda x: x.astype(np.float64), account.lots)
     floating = (lots.side * lots.quantity * (mark[..., None] - lots.entry)).sum(-1) * 1e-4
     equity = exact(account.wallet, account.wallet_low) + floating

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from markets import FREE, HAND, HOLD, all_bars, crash_market, expect, hand_market, order, play, reset, step
+from markets import FREE, HAND, HOLD, all_bars, assemble, crash_market, expect, hand_market, order, play, reset, step
 
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
@@ -15,7 +15,7 @@ from perpjax.market import (
     Segments,
     concatenate_markets,
     find_segment,
-    pack_candles,
+    pack_rows,
     pick_start,
     slice_market,
 )
@@ -39,8 +39,8 @@ def test_every_bar_is_cut_where_it_lies(k, has_mark):
     mark = last + 5000 if has_mark else None
     valid = (np.arange(n * k) % 3 > 0).reshape(n, k)
     funding = np.stack([np.arange(n) / 1024, np.arange(n) + 7], -1)
-    market = hand_market(bars=n, candles=k, has_mark=has_mark)
-    market = market.replace(candles=jnp.asarray(pack_candles(last, mark, valid, funding)))
+    atr, features = np.arange(n + 1) + 3.0, np.arange(2 * n + 2).reshape(n + 1, 2) + 0.5
+    market = assemble(last, valid, funding, atr, features, mark=mark, first=1, instrument=HAND)
     bars = jax.device_get(all_bars(market))
     names = ("open", "high", "low", "close")
     for i, name in enumerate(names):
@@ -52,21 +52,42 @@ def test_every_bar_is_cut_where_it_lies(k, has_mark):
     # The mark close of the bar before; of the first bar, its own mark open.
     closes = (last if mark is None else mark)[:, -1, 3]
     np.testing.assert_array_equal(bars.mark_before, [(last if mark is None else mark)[0, 0, 0], *closes[:-1]])
-    # Row N trades nothing: invalid, no funding, the last closes, the mark close of the last bar.
-    end = jax.device_get(market.bar(jnp.int32(n)))
-    assert not end.valid.any() and end.funding_rate == 0 and end.mark_before == closes[-1]
-    assert (end.open == last[-1, -1, 3]).all() and (end.mark_low == closes[-1]).all()
+    np.testing.assert_array_equal(bars.atr, atr[:-1])
+    np.testing.assert_array_equal(bars.atr_after, atr[1:])
+    np.testing.assert_array_equal(jax.vmap(market.known)(jnp.arange(n + 1)), features)
+    np.testing.assert_array_equal(market.atr, atr)
+    np.testing.assert_array_equal(market.features, features)
+    # Before bar 0 no candle is known: none is valid, nothing is settled.
+    before = jax.device_get(market.bar(jnp.int32(-1)))
+    assert not before.valid.any() and before.funding_rate == 0 and before.atr_after == atr[0]
+    # Candles and features begin at a cache line; what fills the lines up is zero.
+    columns = k * (9 if has_mark else 5) + 5
+    assert market.rows.shape[1] % 16 == 0 and market.rows[0, -16:].tolist() == [0.5, 1.5] + 14 * [0]
+    assert not market.rows[:, columns:-16].any()
+
+
+def test_columns_are_replaced_where_they_lie():
+    market, other = crash_market(bars=700), crash_market(bars=700, seed=1)
+    rows = np.asarray(market.rows)
+    for names in (["candles"], ["atr"], ["features"], ["candles", "atr", "features"]):
+        changed = market.with_columns(**{name: getattr(other, name) for name in names})
+        for name in ("candles", "atr", "features"):
+            np.testing.assert_array_equal(getattr(changed, name), getattr(other if name in names else market, name))
+        np.testing.assert_array_equal(jax.vmap(changed.bar)(jnp.arange(700)).atr, changed.atr[:-1])
+    np.testing.assert_array_equal(changed.rows[1:], other.rows[1:])
+    np.testing.assert_array_equal(market.rows, rows)
 
 
 def test_prices_up_to_the_largest_tick_are_exact():
     last = np.full((2, 3, 4), 2.0**24 - 1)
-    assert (pack_candles(last, None, np.ones((2, 3)), np.zeros((2, 2)))[:-1, :12] == 2**24 - 1).all()
+    rows = pack_rows(last, None, np.ones((2, 3)), np.zeros((2, 2)), np.ones(3), np.zeros((3, 0)))
+    assert (rows[1:, :12] == 2**24 - 1).all()
 
 
 def test_host_properties():
     market = crash_market(bars=700)
     assert (market.num_bars, market.start_ms, market.symbols) == (700, 0, ("CRASH",))
-    assert market.candles.shape[0] == market.atr.shape[0] == market.features.shape[0] == 701
+    assert market.candles.shape[0] + 1 == market.atr.shape[0] == market.features.shape[0] == len(market.rows) == 701
     assert market.open_time_ms(3) == 3 * BAR_MS
     assert market.num_starts(28 - 1) == 1 and market.num_starts(27 + 1) == 0
     assert hand_market().instrument.tick_size.shape == ()
@@ -94,8 +115,7 @@ def test_slices_know_nothing_of_what_follows():
     chex.assert_trees_all_equal(cut, jax.tree.map(lambda x: x[100:900], whole))
     np.testing.assert_array_equal(part.features, market.features[100:901])
     np.testing.assert_array_equal(part.atr, market.atr[100:901])
-    end = jax.device_get(part.bar(jnp.int32(800)))
-    assert not end.valid.any() and end.funding_rate == 0 and end.mark_before == whole.mark_close[899, -1]
+    np.testing.assert_array_equal(part.rows, market.rows[100:901])
     assert slice_market(part, 0, 800).candles.tolist() == part.candles.tolist()
     for start, stop in ((-1, 5), (5, 5), (7, 3), (0, 1501)):
         with pytest.raises(ValueError, match=f"bars {start} .. {stop} do not lie within the market's 1500"):

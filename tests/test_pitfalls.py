@@ -50,11 +50,7 @@ def test_1_nothing_after_the_clock_is_seen():
     changed[BAR:, : 8 * k] = np.round(changed[BAR:, : 8 * k] * noise.uniform(0.2, 3, (len(changed) - BAR, 8 * k)))
     changed[BAR:, 8 * k :] = noise.random((len(changed) - BAR, k + 3))
     changed[BAR, -1] = mark_before  # the mark close of bar BAR - 1
-    future = market.replace(
-        candles=jnp.asarray(changed),
-        atr=market.atr.at[BAR + 1 :].mul(7),
-        features=market.features.at[BAR + 1 :].add(5),
-    )
+    future = market.with_columns(changed, market.atr.at[BAR + 1 :].mul(7), market.features.at[BAR + 1 :].add(5))
     other = jax.device_get(rollout(PerpEnv(future, LOOSE, PLAIN), ACTIONS))
 
     def until_bar(states: State) -> State:
@@ -70,13 +66,13 @@ def test_1_nothing_after_the_clock_is_seen():
     actions[i] = order(1)
     flat = columns.copy()
     flat[BAR, 8 * k : 9 * k] = 1
-    calm = jax.device_get(rollout(PerpEnv(market.replace(candles=jnp.asarray(flat)), LOOSE, PLAIN), actions))
+    calm = jax.device_get(rollout(PerpEnv(market.with_columns(flat), LOOSE, PLAIN), actions))
     late = flat.copy()
     opens = late[BAR, [0, 4 * k]]
     late[BAR, : 8 * k] = np.round(late[BAR, : 8 * k] * noise.uniform(0.99, 1.01, 8 * k))
     late[BAR, [0, 4 * k]] = opens
     late[BAR, 8 * k + 1 : 9 * k] = 0  # and all later candles of the bar are missing
-    moved = jax.device_get(rollout(PerpEnv(market.replace(candles=jnp.asarray(late)), LOOSE, PLAIN), actions))
+    moved = jax.device_get(rollout(PerpEnv(market.with_columns(late), LOOSE, PLAIN), actions))
     for name in ("opened", "refused", "fees"):
         a, b = (getattr(s.account.ledger, name)[i + 1] for s in (calm, moved))
         if name != "fees" or (calm.account.lots.quantity[i + 1] > 0).any():

@@ -157,7 +157,7 @@ def test_available_exposure_counts_profit_at_the_mark_of_the_bar_before():
     state = play(market, order(1, size=0.25, stop=3.0), order(1, stop=3.0))[-1]
     expect(state, slot=1, lot_quantity=760, lot_margin=760)
     # Funding is paid first: 250 * 1000 * 0.01 * 0.04 = 100 -> available = 0.1 * 10 000 - (250 - 100) = 850.
-    market = market.replace(candles=market.candles.at[2, -3:-1].set(jnp.array([0.04, 1000.0])))
+    market = market.with_columns(candles=market.candles.at[2, -3:-1].set(jnp.array([0.04, 1000.0])))
     state = play(market, order(1, size=0.25, stop=3.0), order(1, stop=3.0))[-1]
     expect(state, slot=1, lot_quantity=850)
 

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
@@ -76,4 +75,4 @@ def trap_market(rng: np.random.Generator, bars: int) -> Market:
     known = pa.table({name: np.append(x, 0.0) for name, x in (("gift", gift), ("trap", trap))})
     candles = pa.table([pa.array(c) for c in columns], schema=CANDLES)
     market = build_market(candles, instrument=instrument, features=lambda bars, funding: known)
-    return market.replace(atr=jnp.full_like(market.atr, 0.25 * price / 0.1))
+    return market.with_columns(atr=0.25 * price / 0.1)

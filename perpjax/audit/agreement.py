@@ -29,9 +29,9 @@ been (what was lost to rounding then stays lost); ten times that over 100 000 ba
 def twin_market(market: Market) -> TwinMarket:
     """A market of one symbol and one segment for the twin, holding the simulator's float32 values exactly.
 
-    The rows are taken apart here by their layout (`Market.candles`), not by the simulator's own `Market.bar`.
+    The rows are taken apart here by their layout (`pack_rows`), not by the simulator's own `Market.bar`.
     """
-    rows, k, instrument = np.asarray(market.candles, np.float64)[:-1], market.candles_per_bar, market.instrument
+    rows, k, instrument = np.asarray(market.candles, np.float64), market.candles_per_bar, market.instrument
     series = rows[:, : -k - 3].reshape(len(rows), -1, 4, k)  # the last price, then the mark if there is one
     prices = {name: series[:, 0, i] for i, name in enumerate(("open", "high", "low", "close"))}
     prices |= {f"mark_{name}": series[:, -1, i] for i, name in enumerate(tuple(prices))}

@@ -106,7 +106,9 @@ def alter_market(market: Market, cut: int, alteration: str, rng: np.random.Gener
     else:
         prices = np.clip(np.round(prices * np.exp(rng.uniform(-1, 1, (n, 1, 1, k)))), 1, EXACT)
         valid = rng.random((n, k)) < 0.9
-        rate = rng.uniform(-0.01, 0.01, n) * (rng.random(n) < 0.2)
+        settles = rng.random(n) < 0.2
+        settles[0] = True  # a rule that charges funding a bar early is seen at every cut
+        rate = rng.uniform(-0.01, 0.01, n) * settles
         atr[late:] = np.maximum(1, np.round(atr[late:] * np.exp(rng.uniform(-1, 1, len(atr) - late))))
         drawn = rng.normal(size=features[late:].shape)
         features[late:] = np.asarray(market.scaler_mean) + np.asarray(market.scaler_scale) * drawn
@@ -114,7 +116,7 @@ def alter_market(market: Market, cut: int, alteration: str, rng: np.random.Gener
     future[:, : -k - 3], future[:, -k - 3 : -3] = prices.reshape(n, -1), valid
     future[:, -3], future[:, -2] = rate, prices[:, -1, 0, 0]
     future[1:, -1] = prices[:-1, -1, 3, -1]  # mark close of the bar before; that of bar cut - 1 is known
-    return market.replace(candles=jnp.asarray(candles), atr=jnp.asarray(atr), features=jnp.asarray(features))
+    return market.with_columns(candles, atr, features)
 
 
 def _repeat_last_close(last: np.ndarray, valid: np.ndarray, before: float) -> None:

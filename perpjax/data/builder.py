@@ -15,7 +15,7 @@ from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, infer_inter
 from perpjax.data.scaler import Scaler, choose_scaler
 from perpjax.features import core, indicators
 from perpjax.instrument import EXACT, KNOWN, Instrument, find_instrument
-from perpjax.market import FIRST_DECISION, Market, Origin, one_segment, pack_candles
+from perpjax.market import FIRST_DECISION, Market, Origin, one_segment, pack_rows
 
 FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
 """`(bars, funding or None) -> table`: float columns, one row a bar, row t from bars <= t-1, NaN only before a warm-up.
@@ -150,9 +150,7 @@ def build(
     names = tuple(table.column_names)
     scaler = choose_scaler(scaler, names)
     market = Market(
-        candles=jnp.asarray(pack_candles(last, marks, grid.valid, settled)),
-        atr=jnp.asarray(known_atr(bars, tick), jnp.float32),
-        features=jnp.asarray(_as_matrix(table)),
+        rows=jnp.asarray(pack_rows(last, marks, grid.valid, settled, known_atr(bars, tick), _as_matrix(table))),
         scaler_mean=jnp.asarray(scaler.mean, jnp.float32),
         scaler_scale=jnp.asarray(scaler.scale, jnp.float32),
         segments=one_segment(first, len(grid.valid) - 1),

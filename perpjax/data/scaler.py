@@ -27,8 +27,8 @@ def fit_scaler(market: Market, rows: range) -> Scaler:
     Raises:
       ValueError: no rows, rows outside the market, or a value among them that is not finite.
     """
-    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= market.features.shape[0]:
-        raise ValueError(f"a scaler cannot be fitted on rows {rows} of a market of {market.features.shape[0]} rows")
+    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= len(market.rows):
+        raise ValueError(f"a scaler cannot be fitted on rows {rows} of a market of {len(market.rows)} rows")
     x = np.asarray(market.features[rows.start : rows.stop : rows.step], np.float64)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     if not (np.isfinite(mean) & np.isfinite(deviation)).all():
