@@ -95,7 +95,12 @@ def sample_action(key: Array, config: EnvConfig, batch: tuple[int, ...] = ()) ->
     """Uniformly random actions [*batch, 5] of the kind that `config.actions` names, in one draw."""
     if config.actions == "box5":
         return jax.random.uniform(key, (*batch, 5), minval=-1.0, maxval=1.0)
-    return jax.random.randint(key, (*batch, 5), 0, jnp.asarray(MULTI_DISCRETE))
+    # The 1600 actions, numbered: one random word each, where a draw of five integers takes ten.
+    number, entries = jax.random.bits(key, batch, jnp.uint32), []
+    for choices in MULTI_DISCRETE:
+        entries.append((number % choices).astype(jnp.int32))
+        number = number // choices
+    return jnp.stack(entries, axis=-1)
 
 
 def hold_action(config: EnvConfig) -> Array:
