@@ -84,7 +84,7 @@ def test_a_hundred_thousand_bars():
     length, rng = 100_000, np.random.default_rng(0)
     config = EnvConfig(episode_length=length, max_lots=3)
     market = load_market(f"synthetic:martingale?bars={length + 700}").replace(
-        features=jnp.zeros((length + 701, 0)), scaler_mean=jnp.zeros(0), scaler_scale=jnp.ones(0)
+        scaler_mean=jnp.zeros(0), scaler_scale=jnp.ones(0)
     )
     params = EnvParams(taker_fee=1e-5, slippage_base=1e-6, slippage_atr=0.0, max_exposure=0.05, max_hold=400)
     env = PerpEnv(market, jax.tree.map(lambda x: x[None], params), config)

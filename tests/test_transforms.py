@@ -8,7 +8,7 @@ import pytest
 from markets import FREE, HOLD, crash_market, expect, hand_market, order, play, reset, step
 
 from perpjax._pytree import Host
-from perpjax.batching import TILE, where_rows
+from perpjax.batching import TILE, touch, where_rows
 from perpjax.env import PerpEnv
 from perpjax.market import Market
 from perpjax.orders import CLOSE, MULTI_DISCRETE
@@ -207,6 +207,15 @@ def test_donated_states_are_reused(env):
     got = donating(env, states, actions)
     assert states.account.wallet.is_deleted()
     chex.assert_trees_all_equal(jax.device_get(unkeyed(got)), expected)
+
+
+def test_touching_a_row_changes_no_index():
+    table = jax.random.normal(jax.random.key(0), (50, 64)).at[7, 16].set(jnp.nan).at[8, 32].set(-jnp.inf)
+    index = jnp.asarray([[0, 7, 8], [49, 50, -1]])
+    touched = jax.jit(lambda i: touch(table, i, range(0, 64, 16)))
+    np.testing.assert_array_equal(touched(index), index)
+    np.testing.assert_array_equal(jax.vmap(jax.vmap(touched))(index), index)
+    np.testing.assert_array_equal(touch(table, index, range(0)), index)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16])
