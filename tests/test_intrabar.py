@@ -305,8 +305,8 @@ def test_counting_equals_a_loop_over_candles(rule):
     def on_device(b: dict, x: dict, side: jax.Array, quantity: jax.Array, zero: jax.Array) -> Hit:
         rest = dict(entry=zero, margin=zero, leverage=zero, age=zero)
         lots = Lots(side=side * (quantity > 0), quantity=quantity, **x, **rest)
-        rest = dict.fromkeys(("funding_rate", "funding_price", "mark_before", "atr", "atr_after"), zero[0])
-        row = Bar(**b, **rest)
+        settled = dict.fromkeys(("funding_rate", "funding_price", "mark_before", "atr", "atr_after"), zero[0])
+        row = Bar(**b, **settled)
         return resolve(row, lots, side, rule)
 
     floats = jax.tree.map(
