@@ -144,7 +144,7 @@ def stepping_in(peek) -> type[PerpEnv]:
         (RewardsNextClose, {"reward"}, {"obs", "equity"}),
         (EndsBeforeACrash, {"terminated"}, {"account.lots.side"}),
         (stepping_in(next_atr), {"account.lots.stop", "account.lots.entry", "equity"}, {"end"}),
-        (stepping_in(next_funding), {"account.ledger.funding", "reward"}, {"end"}),
+        (stepping_in(next_funding), {"account.ledger.funding", "reward"}, {"account.lots.entry", "account.lots.stop"}),
         (stepping_in(next_candles), {"account.lots.quantity", "account.ledger.stopped"}, {"end"}),
         (stepping_in(next_gap), {"account.ledger.refused"}, {"end"}),
         (stepping_in(next_mark), {"equity", "obs", "reward"}, {"end"}),

@@ -106,9 +106,8 @@ def alter_market(market: Market, cut: int, alteration: str, rng: np.random.Gener
     else:
         prices = np.clip(np.round(prices * np.exp(rng.uniform(-1, 1, (n, 1, 1, k)))), 1, EXACT)
         valid = rng.random((n, k)) < 0.9
-        settles = rng.random(n) < 0.2
-        settles[0] = True  # a rule that charges funding a bar early is seen at every cut
-        rate = rng.uniform(-0.01, 0.01, n) * settles
+        rate = rng.uniform(-0.01, 0.01, n) * (rng.random(n) < 0.2)
+        rate[0] = rng.uniform(-1e-4, 1e-4)  # a rule that charges funding a bar early is seen at every cut
         atr[late:] = np.maximum(1, np.round(atr[late:] * np.exp(rng.uniform(-1, 1, len(atr) - late))))
         drawn = rng.normal(size=features[late:].shape)
         features[late:] = np.asarray(market.scaler_mean) + np.asarray(market.scaler_scale) * drawn
