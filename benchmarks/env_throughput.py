@@ -282,23 +282,14 @@ def count_state_bytes(market: Market) -> float:
 
 def count_market_bytes(market: Market) -> float:
     """Of one bar, without its features."""
-    rows = rows_of(market)
-    in_rows = sum(x.nbytes for x in jax.tree.leaves(market) if x.shape[:1] == (rows,))
-    return in_rows / rows - 4 * len(market.feature_names)
-
-
-def rows_of(market: Market) -> int:
-    """Rows of the arrays that have one for every bar."""
-    return max(x.shape[0] for x in jax.tree.leaves(market))
+    return market.rows.nbytes / len(market.rows) - 4 * len(market.feature_names)
 
 
 def stretch(market: Market, num_bars: int) -> Market:
     """A market of one segment whose bars are repeated or cut to be so many."""
-    rows = rows_of(market)
-    index = np.arange(num_bars + 1) % rows
     first, _, instrument, start = market.segments
-    stretched = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]) if x.shape[:1] == (rows,) else x, market)
-    return stretched.replace(
+    return market.replace(
+        rows=market.rows[np.arange(num_bars + 1) % len(market.rows)],
         segments=Segments(first, jnp.full_like(first, num_bars - 1), instrument, start),
         origins=(market.origins[0]._replace(num_bars=num_bars),),
     )
