@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, Num
 T = TypeVar("T")
 
 TILE = 128
-"""Environments that lie side by side on a CPU: rows of a few cache lines, not whole pages that evict each other."""
+"""Environments of a tile, see `by_tile`: a few cache lines of each column."""
 NARROW = 32
 """Arrays with no more than so many entries an environment (lots, counters) are laid out with the batch innermost."""
 LINE = 16
@@ -29,10 +29,11 @@ ROWS = 16
 
 
 def batch_last(step: Callable[..., T]) -> Callable[..., T]:
-    """Make `jax.vmap` call `step(env, *args)` once, with the batch on the last axis of every array.
+    """Make `jax.vmap` call `step(env, *args)` once, with the batch on the last axes of every array.
 
-    What is shared by the batch in `env` (the market, mostly) stays as it is; of its own it may have one number for each
-    element, no arrays: with those, as with a `vmap` around another one, the axis is the ordinary leading one.
+    That is one axis, or two on a CPU: tiles and the environments of a tile, see `by_tile`. What is shared by the batch
+    in `env` (the market, mostly) stays as it is; of its own it may have one number for each element, no arrays: with
+    those, as with a `vmap` around another one, the axis is the ordinary leading one.
     """
 
     @jax.custom_batching.custom_vmap
@@ -43,23 +44,18 @@ def batch_last(step: Callable[..., T]) -> Callable[..., T]:
     def _(size: int, batched: list, *args: Any) -> tuple[T, Any]:
         args = args[0], *_spread(size, batched[1:], list(args[1:]))
         batched = batched[0], *jax.tree.map(lambda _: True, batched[1:])
-        axes = jax.tree.map(lambda b: 0 if b else None, batched)
 
-        def flat(*args: Any) -> T:
-            moved = jax.tree.map(lambda b, x: _to_last(x) if b else x, batched, args)
-            return jax.tree.map(_to_first, step(*moved))
+        def call(axes: tuple[int, ...], *args: Any) -> T:
+            moved = jax.tree.map(lambda b, x: _to_last(x).reshape(*x.shape[1:], *axes) if b else x, batched, args)
+            return jax.tree.map(lambda x: _to_first(x.reshape(*x.shape[: -len(axes)], size)), step(*moved))
 
-        def tiled(*args: Any) -> T:
-            tiles = jax.tree.map(lambda b, x: x.reshape(-1, TILE, *x.shape[1:]) if b else x, batched, args)
-            out = jax.vmap(flat, axes)(*tiles)
-            return jax.tree.map(lambda x: _batch_innermost(x.reshape(size, *x.shape[2:])), out)
+        def on_cpu(*args: Any) -> T:
+            return jax.tree.map(_batch_innermost, call((-1, TILE) if size % TILE == 0 else (-1,), *args))
 
         if any(jax.tree.leaves(jax.tree.map(lambda b, x: b and x.ndim > 1, batched[0], args[0]))):
-            out = jax.vmap(step, axes, axis_size=size)(*args)
-        elif size > TILE and size % TILE == 0:
-            out = lax.platform_dependent(*args, cpu=tiled, default=flat)
+            out = jax.vmap(step, jax.tree.map(lambda b: 0 if b else None, batched), axis_size=size)(*args)
         else:
-            out = flat(*args)
+            out = lax.platform_dependent(*args, cpu=on_cpu, default=functools.partial(call, (-1,)))
         return out, jax.tree.map(lambda _: True, out)
 
     return functools.wraps(step)(lambda *args: run(*args))
@@ -102,6 +98,20 @@ def stage(function: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
+def by_tile(x: Num[Array, "columns ..."]) -> Num[Array, "..."]:
+    """[columns, tiles, TILE] as [tiles, columns, TILE], tile behind tile; anything else as it is.
+
+    For what a loop over lots reads many columns of at once: in a large batch those lie whole pages apart, fall into the
+    same set of the cache and evict each other.
+    """
+    return jnp.moveaxis(x, 0, -2) if x.ndim > 1 else x
+
+
+def by_column(x: Num[Array, "..."]) -> Num[Array, "columns ..."]:
+    """What `by_tile` was given."""
+    return jnp.moveaxis(x, -2, 0) if x.ndim > 1 else x
+
+
 def touch(table: Num[Array, "rows width"], index: Int[Array, "..."], columns: range) -> Int[Array, "..."]:
     """`index`, after one number of each of these columns was read: on a CPU, so that a gather finds its lines in cache.
 
@@ -120,6 +130,22 @@ def _read(columns: range) -> Callable[[Array, Array], Array]:
         return index + sum(lax.bitcast_convert_type(x, jnp.int32) == -1 for x in numbers)
 
     return read
+
+
+def take_columns(table: Num[Array, "rows width"], index: Int[Array, "..."], width: int) -> Num[Array, "..."]:
+    """The first columns of some rows, `by_tile`. On a CPU number by number, which transposes a batch on the way."""
+
+    def by_row(table: Array, index: Array) -> Array:
+        row = jnp.vectorize(lambda i: lax.dynamic_slice(table, (i, 0), (1, width))[0], signature="()->(c)")
+        return by_tile(jnp.moveaxis(row(index), -1, 0))
+
+    def by_number(table: Array, index: Array) -> Array:
+        numbers = by_tile(index[None] * table.shape[1] + jnp.arange(width).reshape(-1, *(1,) * index.ndim))
+        return table.reshape(-1).at[numbers].get(mode="promise_in_bounds")
+
+    if table.size >= 2**31:  # more than an int32 counts
+        return by_row(table, index)
+    return lax.platform_dependent(table, index, cpu=stage(by_number), default=by_row)
 
 
 def fold(operator: Callable[[Array, Array], Array], x: Num[Array, "lots ..."]) -> Array:

@@ -5,20 +5,21 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import any_of, batch_last, stage, total
-from perpjax.intrabar import Exit, resolve
-from perpjax.lots import close_slots, open_lot, settle
+from perpjax.batching import batch_last, stage
+from perpjax.instrument import Instrument
+from perpjax.lots import count, hold, keep, live, open_lot, settle
 from perpjax.margin import open_bar
-from perpjax.market import Market, find_segment, pick_start
+from perpjax.market import Market, PackedBar, find_segment, pick_start
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
-from perpjax.orders import CLOSE, Verdict, decode
+from perpjax.orders import CLOSE, Order, decode
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rewards import log_return, shaped
-from perpjax.risk import Exposure, is_due, is_ruined, review
-from perpjax.state import Account, State, account_side, add, add_each, notional, open_account, unrealised
+from perpjax.risk import Exposure, Review, is_ruined, review
+from perpjax.state import Account, State, account_side, add, add_each, open_account, sum_up
 
 
 @pytree(static=("config",))
@@ -61,102 +62,93 @@ class PerpEnv:
         Returns:
           The next state. A terminated or truncated one is absorbing: it comes back unchanged, reward 0.
         """
-        over = state.terminated | state.truncated
         plain = PerpEnv(self.market, self.params, self.config)  # a subclass need not be a pytree
         new, view = plain._trade(state.replace(obs=None), action)
+        over = state.terminated | state.truncated
         return new.replace(obs=jnp.where(over, state.obs, self.observe(new.t, view)))
 
     @batch_last
     def _trade(self, state: State, action: Array) -> tuple[State, Float[Array, "9 ..."]]:
         """Section 3 of the contract, in its order. The next state, and what its observation says of the account."""
         params, config = self.params, self.config
-        bar = self.market.bar(state.t)
+        over = state.terminated | state.truncated
+        bar = self.market.packed_bar(state.t, halted=over)
         instrument = self.market.instrument_at(state.instrument)
         tick_value = instrument.tick_value
-        account, lots, ledger = state.account, state.account.lots, state.account.ledger
+        account = state.account
         order = decode(action, params, config)
         if config.opposite == "close" and config.actions == "box5":
-            against = order.direction * account_side(lots) < 0
+            against = order.direction * account_side(account.lots) < 0
             order = order._replace(direction=jnp.where(against, CLOSE, order.direction))
-        carried = stage(unrealised)(lots, bar.mark_before, tick_value)
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
-        lots, opening = open_bar(lots, bar, instrument)
+        lots, opening = open_bar(account.lots, bar, instrument)
         wallet = add((account.wallet, account.wallet_low), -opening.funding, -opening.losses)
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
-        side, held = account_side(lots), lots.quantity > 0
         exposure = Exposure(
-            lots=total(held),
+            lots=opening.count,
             slots=config.max_lots,
-            side=side,
+            side=opening.side,
             wallet=wallet[0],
             equity=wallet[0] + opening.floating,
-            margin=total(lots.margin),
+            margin=opening.margin,
         )
-        order = stage(review)(order, exposure, bar.open[0], bar.valid[0], bar.atr, instrument, params)
-        lots = open_lot(lots, order, instrument)
+        order = _review(order, exposure, bar, instrument, params)
+        book = open_lot(lots, order, instrument)
+        side = jnp.where(order.opens, order.side, opening.side)
         entry_notional = jnp.where(order.opens, order.notional, 0)
         entry_fee = params.taker_fee * entry_notional
 
         # 7. Candles. 8. Timeout. A lot that was closed at the open sees neither.
-        hit = resolve(bar, lots, jnp.where(order.opens, order.side, side), config.intrabar)
-        held = lots.quantity > 0
-        lots = lots.replace(age=lots.age + held)
-        due = held & is_due(lots.age, params) & stage(any_of)(bar.valid)
-        how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
-        how = jnp.where(order.closes & held, Exit.CLOSED, how)
+        end, fill = live(book, bar, side, order.closes, config.intrabar, params)
 
         # 9. Exits.
-        exits = settle(lots, how, hit.candle, bar, tick_value, params)
+        exits = settle(book, end, fill, side, tick_value, params)
+        liquidated = opening.liquidated + exits.events["liquidated"]
         wallet = stage(add)(wallet, -entry_fee, exits.realised, -exits.fees, -exits.losses)
-        over = state.terminated | state.truncated
-        lots = close_slots(lots, how, over, account.lots)
 
         # 10. Mark to market.
-        mark = bar.mark_close[-1]
-        floating = stage(unrealised)(lots, mark, tick_value)
-        equity = wallet[0] + floating
+        bars = jnp.where(over, 0, 1)
+        held, mark = hold(book, end, bars, side, bar, tick_value)
+        equity = jnp.where(over, state.equity, wallet[0] + held.floating)
 
         # 11. Reward and flags.
-        t = state.t + 1
+        t = state.t + bars
         posted = exits.realised - exits.fees - exits.losses - entry_fee - opening.funding - opening.losses
-        terminated = is_ruined(equity, params)
-        liquidated = opening.liquidated + exits.counts[Exit.LIQUIDATED]
-        reward = log_return(posted + (floating - carried), state.equity, equity, params)
+        terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
+        truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
+        reward = log_return(posted + (held.floating - opening.carried), state.equity, equity, params)
         if config.reward == "shaped":
-            move = bar.atr_after / bar.close[-1]
-            exposed = notional(lots, mark, tick_value)
+            now = bar.unpack()
+            exposed, move = held.quantity * mark * tick_value, now.atr_after / now.close[-1]
             reward = shaped(reward, order.opens, liquidated, exposed, move, equity, terminated, params)
+        reward = jnp.where(over, 0, reward)
 
+        # On a GPU a kernel ends here: what follows need not read the lots again.
+        held, equity, terminated, truncated, reward = lax.optimization_barrier(
+            (held, equity, terminated, truncated, reward)
+        )
         ledger = add_each(
-            ledger,
+            account.ledger,
             fees=entry_fee + exits.fees,
             funding=opening.funding,
             realised=exits.realised,
             liquidation_losses=opening.losses + exits.losses,
             traded_notional=entry_notional + exits.notional,
-        ).replace(
-            opened=ledger.opened + order.opens,
-            stopped=ledger.stopped + exits.counts[Exit.STOPPED],
-            targets=ledger.targets + exits.counts[Exit.TARGET],
-            timed_out=ledger.timed_out + exits.counts[Exit.TIMED_OUT],
-            closed=ledger.closed + exits.counts[Exit.CLOSED],
-            liquidated=ledger.liquidated + liquidated,
-            refused=ledger.refused + jnp.stack([order.verdict == v for v in Verdict]),
-            ambiguous=ledger.ambiguous + jnp.where(order.closes, 0, total(hit.ambiguous)),
         )
+        verdict = jnp.where(over, -1, order.verdict)
+        happened = count(verdict, order.opens, exits.events | {"liquidated": liquidated})
+        ledger = ledger.replace(counts=ledger.counts + happened)
         new = state.replace(
             t=t,
             reward=reward,
             terminated=terminated,
-            truncated=~terminated & (t >= state.end),
+            truncated=truncated,
             equity=equity,
-            account=Account(*wallet, lots, ledger),
+            account=Account(*wallet, keep(book.write(), end, bars), ledger),
         )
-        absorbed = state.replace(reward=jnp.zeros_like(state.reward), account=account.replace(lots=lots))
-        new = jax.tree.map(lambda old, x: jnp.where(over, old, x), absorbed, new)
-        return new, observe_account(lots, equity, mark, tick_value, params)
+        return new, stage(observe_account)(held, config.max_lots, equity, mark, tick_value, params)
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State:
         """A fresh account at the open of a first bar.
@@ -165,10 +157,9 @@ class PerpEnv:
           key: draws the first bar, uniform over all that leave room for a whole episode.
           start: the first bar, instead. Outside the tradable bars it is an error if concrete, clipped if traced.
         """
-        key, draw = jax.random.split(key)
         if start is None:
             # A fresh key is 64 random bits, of which 32 do: a second hash costs more than the rest of a reset.
-            bits = jax.random.key_data(draw)[0]
+            bits = jax.random.key_data(jax.random.fold_in(key, 0))[0]
             t, segment = pick_start(self.market, bits, self.config.episode_length)
         else:
             if not isinstance(start, jax.core.Tracer):
@@ -177,10 +168,11 @@ class PerpEnv:
         row = self.market.segments.instrument[segment]
         account = open_account(self.params.initial_equity, self.config.max_lots)
         no, equity = jnp.zeros((), bool), account.wallet
-        tick_value = self.market.instrument_at(row).tick_value
+        one = jnp.ones_like(equity)
+        nothing = sum_up(account.lots.each(), one, one)
         return State(
             t=t,
-            obs=self.observe(t, observe_account(account.lots, equity, jnp.ones_like(equity), tick_value, self.params)),
+            obs=self.observe(t, observe_account(nothing, self.config.max_lots, equity, one, one, self.params)),
             reward=jnp.zeros((), jnp.float32),
             terminated=no,
             truncated=no,
@@ -214,10 +206,11 @@ class PerpEnv:
 
     def observe(self, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
         """What is known at the open of bar t: scaled features, then the account."""
-        return _observe(self.market, t, view)
+        features = scale_features(self.market.known(t), self.market.scaler_mean, self.market.scaler_scale)
+        return jnp.concatenate([features, view])
 
 
 @stage
-def _observe(market: Market, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
-    features = scale_features(market.known(t), market.scaler_mean, market.scaler_scale)
-    return jnp.concatenate([features, view])
+def _review(order: Order, exposure: Exposure, packed: PackedBar, instrument: Instrument, params: EnvParams) -> Review:
+    bar = packed.unpack()
+    return review(order, exposure, bar.open[0], bar.valid[0], bar.atr, instrument, params)

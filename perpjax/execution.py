@@ -29,7 +29,7 @@ def fill_exit(
 
 
 def fill_stop(
-    side: Float[Array, "lots ..."],
+    side: Float[Array, "..."],
     stop: Float[Array, "lots ..."],
     candle_open: Float[Array, "lots ..."],
     extreme: Float[Array, "lots ..."],

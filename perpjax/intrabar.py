@@ -3,13 +3,12 @@
 import enum
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax.batching import stage, total
 from perpjax.market import Bar
 from perpjax.params import Intrabar
 from perpjax.state import Lots
@@ -33,15 +32,25 @@ class Hit(NamedTuple):
     """NONE, LIQUIDATED, STOPPED or TARGET."""
     candle: Int[Array, "lots ..."]
     """The candle that ended the lot; K if none did."""
-    ambiguous: Int[Array, "lots ..."]
-    """1 if that candle reached two or more of its levels and its open decided nothing."""
+    ambiguous: Bool[Array, "lots ..."]
+    """Whether that candle reached two or more of its levels and its open decided nothing."""
+
+
+class Paths(NamedTuple):
+    """The candles of a bar times the side of an account, so that down is adverse for long and short alike."""
+
+    worst: Float[Array, "K ..."]
+    """Lowest of each candle; of one that is not valid out of reach."""
+    best: Float[Array, "K ..."]
+    """Highest."""
+    opens: Float[Array, "K ..."]
+    mark_worst: Float[Array, "K ..."] | None = None
+    """None: the last price is the mark."""
+    mark_opens: Float[Array, "K ..."] | None = None
 
 
 def resolve(bar: Bar, lots: Lots, side: Float[Array, "..."], rule: Intrabar) -> Hit:
     """Find the first candle that ends each lot, and by which level.
-
-    All prices are multiplied by `side`, so that down is adverse for long and short alike. A level's first candle is
-    a count: the number of candles whose running extreme has not reached it yet.
 
     Args:
       bar: K candles; those that are not valid are skipped.
@@ -49,9 +58,21 @@ def resolve(bar: Bar, lots: Lots, side: Float[Array, "..."], rule: Intrabar) -> 
       side: of the account, +1 or -1.
       rule: who wins when one candle reaches several levels and its open does not say.
     """
-    paths = _sign(bar, side)
-    word = _find(rule)(lots.stop, lots.target, lots.liquidation, lots.quantity > 0, side, *paths)
-    return Hit(how=word & 7, candle=(word >> 3) & 0xFF, ambiguous=word >> 11)
+    return find(follow(bar, side, has_mark=True), lots, side, rule)
+
+
+def follow(bar: Bar, side: Float[Array, "..."], has_mark: bool) -> Paths:
+    """The paths of a bar's prices for an account of one side."""
+
+    def sign(of_long: Array, of_short: Array, unreachable: float) -> Array:
+        # Candle by candle: a GPU computes each number where it is needed, and stores none of them.
+        candles = zip(bar.valid, of_long, of_short, strict=True)
+        return jnp.stack([jnp.where(v, side * jnp.where(side > 0, x, y), unreachable) for v, x, y in candles])
+
+    paths = Paths(sign(bar.low, bar.high, jnp.inf), sign(bar.high, bar.low, -jnp.inf), side * bar.open)
+    if not has_mark:
+        return paths
+    return paths._replace(mark_worst=sign(bar.mark_low, bar.mark_high, jnp.inf), mark_opens=side * bar.mark_open)
 
 
 def at_candle(path: Float[Array, "K ..."], candle: Int[Array, "lots ..."]) -> Float[Array, "lots ..."]:
@@ -60,61 +81,37 @@ def at_candle(path: Float[Array, "K ..."], candle: Int[Array, "lots ..."]) -> Fl
     return functools.reduce(lambda x, k: jnp.where(candle == k, path[k], x), range(1, len(path)), first)
 
 
-@stage
-def _sign(bar: Bar, side: Float[Array, "..."]) -> tuple[Float[Array, "K ..."], ...]:
-    """Adverse, favourable and adverse mark extreme so far, and both opens, of each candle; times `side`."""
-
-    def so_far(price: Array, unreachable: float, extreme: Callable[[Array, Array], Array]) -> Array:
-        path = jnp.where(bar.valid, side * price, unreachable)
-        return jnp.stack(list(itertools.accumulate(path, extreme)))
-
-    long = side > 0
-    return (
-        so_far(jnp.where(long, bar.low, bar.high), jnp.inf, jnp.minimum),
-        so_far(jnp.where(long, bar.high, bar.low), -jnp.inf, jnp.maximum),
-        so_far(jnp.where(long, bar.mark_low, bar.mark_high), jnp.inf, jnp.minimum),
-        side * bar.open,
-        side * bar.mark_open,
+def find(paths: Paths, lots: Lots, side: Float[Array, "..."], rule: Intrabar) -> Hit:
+    """See `resolve`. A level's first candle is a count: of the candles before which it is not reached."""
+    held = lots.quantity > 0
+    stop, beyond = side * lots.stop, side * lots.target + 1
+    liquidation = jnp.where(lots.liquidation > 0, side * lots.liquidation, -jnp.inf)
+    mark_worst, mark_opens = (
+        (paths.worst, paths.opens) if paths.mark_worst is None else (paths.mark_worst, paths.mark_opens)
     )
+    by_liquidation = _count_first(low > liquidation for low in mark_worst)
+    by_stop = _count_first(low > stop for low in paths.worst)
+    by_target = _count_first(high < beyond for high in paths.best)
+    first = jnp.minimum(jnp.minimum(by_liquidation, by_stop), by_target)
+
+    # Within that candle its open comes first. No earlier candle reached the level, so neither did its open.
+    price = at_candle(paths.opens, first)
+    at_open = jnp.where(
+        at_candle(mark_opens, first) <= liquidation,
+        Exit.LIQUIDATED,
+        jnp.where(price <= stop, Exit.STOPPED, jnp.where(price >= beyond, Exit.TARGET, Exit.NONE)),
+    )
+    reached = by_liquidation == first, by_stop == first, by_target == first
+    how = jnp.where(at_open > 0, at_open, _choose(rule, *reached, stop >= liquidation))
+    ambiguous = (sum(x.astype(jnp.int32) for x in reached) >= 2) & (at_open == 0)
+    candles = len(paths.worst)
+    ended = held & (first < candles)
+    return Hit(jnp.where(ended, how, Exit.NONE), jnp.where(ended, first, candles), ended & ambiguous)
 
 
-@functools.cache
-def _find(rule: Intrabar) -> Callable[..., Int[Array, "lots ..."]]:
-    @stage
-    def find(
-        stop: Float[Array, "lots ..."],
-        target: Float[Array, "lots ..."],
-        liquidation: Float[Array, "lots ..."],
-        held: Bool[Array, "lots ..."],
-        side: Float[Array, "..."],
-        worst: Float[Array, "K ..."],
-        best: Float[Array, "K ..."],
-        mark_worst: Float[Array, "K ..."],
-        opens: Float[Array, "K ..."],
-        mark_opens: Float[Array, "K ..."],
-    ) -> Int[Array, "lots ..."]:
-        """A `Hit` in one word a lot: how in bits 0 to 2, the candle in 3 to 10, ambiguous in 11."""
-        stop, beyond = side * stop, side * target + 1
-        liquidation = jnp.where(liquidation > 0, side * liquidation, -jnp.inf)
-        by_liquidation = total(mark_worst[:, None] > liquidation)
-        by_stop = total(worst[:, None] > stop)
-        by_target = total(best[:, None] < beyond)
-        first = jnp.minimum(jnp.minimum(by_liquidation, by_stop), by_target)
-
-        # Within that candle its open comes first. No earlier candle reached the level, so neither did its open.
-        price = at_candle(opens, first)
-        at_open = jnp.where(
-            at_candle(mark_opens, first) <= liquidation,
-            Exit.LIQUIDATED,
-            jnp.where(price <= stop, Exit.STOPPED, jnp.where(price >= beyond, Exit.TARGET, Exit.NONE)),
-        )
-        reached = by_liquidation == first, by_stop == first, by_target == first
-        how = jnp.where(at_open > 0, at_open, _choose(rule, *reached, stop >= liquidation))
-        ambiguous = (sum(x.astype(jnp.int32) for x in reached) >= 2) & (at_open == 0)
-        ended = held & (first < len(worst))
-        return jnp.where(ended, how | first << 3 | ambiguous.astype(jnp.int32) << 11, len(worst) << 3)
-
-    return find
+def _count_first(passed: Iterable[Bool[Array, "lots ..."]]) -> Int[Array, "lots ..."]:
+    """How many hold before the first that does not."""
+    return sum(so_far.astype(jnp.int32) for so_far in itertools.accumulate(passed, jnp.logical_and))
 
 
 def _choose(rule: Intrabar, liquidation: Array, stop: Array, target: Array, stop_not_beyond: Array) -> Array:

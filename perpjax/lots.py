@@ -1,5 +1,7 @@
-"""How a lot opens, and what its end brings."""
+"""The life of a lot: how it opens, what a bar does to it, what its end brings."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,34 +9,146 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax.batching import fold, stage, total
+from perpjax._pytree import pytree
+from perpjax.batching import any_of, by_column, by_tile, fold, stage
 from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
-from perpjax.intrabar import Exit, at_candle
+from perpjax.intrabar import Exit, Paths, at_candle, find, follow
 from perpjax.margin import liquidation_ticks
-from perpjax.market import Bar
-from perpjax.params import EnvParams
-from perpjax.risk import Review
-from perpjax.state import Lots
+from perpjax.market import PackedBar
+from perpjax.params import EnvParams, Intrabar
+from perpjax.risk import Review, is_due
+from perpjax.state import COUNTS, Holdings, Lots, sum_up
 
 
-def open_lot(lots: Lots, order: Review, instrument: Instrument) -> Lots:
+@pytree
+class Book:
+    """The lots of an account, and one that opens but is not written into its slot yet.
+
+    Whoever needs them writes it, in its own `stage`: that costs less than to store nine fields.
+    """
+
+    lots: Lots
+    new: Lots
+    """One, without an axis for slots."""
+    slot: Int[Array, "..."]
+    """Where it goes; no slot if none opens."""
+
+    def write(self) -> Lots:
+        """All of them."""
+        return self._write(self.lots, lax.broadcasted_iota(jnp.int32, self.lots.quantity.shape, 0))
+
+    def each(self) -> list[Lots]:
+        """All of them, one after the other."""
+        return [self._write(lot, slot) for slot, lot in enumerate(self.lots.each())]
+
+    def _write(self, lots: Lots, slot: Int[Array, "..."] | int) -> Lots:
+        return jax.tree.map(lambda new, old: jnp.where(slot == self.slot, new, old), self.new, lots)
+
+
+def open_lot(lots: Lots, order: Review, instrument: Instrument) -> Book:
     """Put an accepted order in the lowest free slot, with its liquidation price."""
     level = stage(liquidation_ticks)(order.side, order.entry, order.quantity, order.margin, instrument)
-    lot = Lots(
+    new = Lots(
         order.side, order.quantity, order.entry, order.margin, order.leverage, order.stop, order.target, level,
         age=jnp.zeros_like(order.verdict),
     )  # fmt: skip
-    here = lax.broadcasted_iota(jnp.int32, lots.quantity.shape, 0) == _slot(lots.quantity, order.opens)
-    return jax.tree.map(lambda new, old: jnp.where(here, new, old), lot, lots)
+    return Book(lots, new, _find_slot(lots.quantity, order.opens))
 
 
 @stage
-def _slot(quantity: Float[Array, "lots ..."], opens: Bool[Array, "..."]) -> Int[Array, "..."]:
+def _find_slot(quantity: Float[Array, "lots ..."], opens: Bool[Array, "..."]) -> Int[Array, "..."]:
     """The lowest free slot where a lot opens; no slot elsewhere."""
     slots = quantity.shape[0]
     free = fold(jnp.minimum, jnp.where(quantity == 0, lax.broadcasted_iota(jnp.int32, quantity.shape, 0), slots))
     return jnp.where(opens, free, slots)
+
+
+class End(NamedTuple):
+    """What a bar did to each lot, in one word: read by many kernels, so it is short."""
+
+    word: Int[Array, "..."]
+
+    @classmethod
+    def pack(cls, how: Array, candle: Array, ambiguous: Array, kept: Array) -> "End":
+        """`Exit` in bits 0 to 2, the candle in 3 to 10, ambiguous in 11, kept in 12."""
+        word = how | candle << 3 | ambiguous.astype(jnp.int32) << 11 | kept.astype(jnp.int32) << 12
+        return cls(word.astype(jnp.int16))
+
+    def each(self) -> "list[End]":
+        """One after the other, of an array with the lots first."""
+        return [End(word) for word in self.word]
+
+    @property
+    def how(self) -> Int[Array, "..."]:
+        """`Exit`."""
+        return self.word.astype(jnp.int32) & 7
+
+    @property
+    def candle(self) -> Int[Array, "..."]:
+        """The candle that ended it; K if none did."""
+        return self.word.astype(jnp.int32) >> 3 & 0xFF
+
+    @property
+    def ambiguous(self) -> Int[Array, "..."]:
+        """1 as in `Hit`."""
+        return self.word.astype(jnp.int32) >> 11 & 1
+
+    @property
+    def kept(self) -> Bool[Array, "..."]:
+        """Whether it is still held."""
+        return self.word >= 1 << 12
+
+
+def live(
+    book: Book, bar: PackedBar, side: Float[Array, "..."], closes: Bool[Array, "..."], rule: Intrabar, params: EnvParams
+) -> tuple[End, Float[Array, "lots ..."]]:
+    """What a bar does to each lot: a close at its open, its candles, or the end of the time that a lot may be held.
+
+    Args:
+      side: of the account, +1 or -1.
+      closes: whether a close order was accepted.
+      rule: see `intrabar.resolve`.
+
+    Returns:
+      How each lot ended, and the price at which it did or would.
+    """
+    paths = _follow(bar, side)
+    end = _live(rule)(book, bar, paths, side, closes, params)
+    return end, _fill(book, end, bar, paths, side, params)
+
+
+@stage
+def _follow(packed: PackedBar, side: Float[Array, "..."]) -> Paths:
+    """See `intrabar.follow`; `by_tile`."""
+    return jax.tree.map(by_tile, follow(packed.unpack(), side, packed.has_mark))
+
+
+@functools.cache
+def _live(rule: Intrabar) -> Callable[..., End]:
+    @stage
+    def live(book: Book, packed: PackedBar, paths: Paths, side: Array, closes: Array, params: EnvParams) -> End:
+        lots = book.write()
+        held = lots.quantity > 0
+        hit = find(jax.tree.map(by_column, paths), lots, side, rule)
+        due = held & is_due(lots.age + 1, params) & any_of(packed.unpack().valid)
+        how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
+        how = jnp.where(closes & held, Exit.CLOSED, how)
+        return End.pack(how, hit.candle, hit.ambiguous & ~closes, held & (how == Exit.NONE))
+
+    return live
+
+
+@stage
+def _fill(
+    book: Book, end: End, packed: PackedBar, paths: Paths, side: Float[Array, "..."], params: EnvParams
+) -> Float[Array, "lots ..."]:
+    """The price at which each lot would end."""
+    lots, bar = book.write(), packed.unpack()
+    opened, extreme = (side * at_candle(by_column(path), end.candle) for path in (paths.opens, paths.worst))
+    stopped = fill_stop(side, lots.stop, opened, extreme, bar.atr, params)
+    at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
+    return jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lots.target, at_market))
 
 
 class Exits(NamedTuple):
@@ -46,64 +160,70 @@ class Exits(NamedTuple):
     losses: Float[Array, "..."]
     """Margins of the liquidated lots."""
     notional: Float[Array, "..."]
-    counts: Int[Array, "exits ..."]
-    """Lots by `Exit`."""
+    events: dict[str, Int[Array, "..."]]
+    """Lots, by their name in `state.COUNTS`."""
 
 
+@stage
 def settle(
-    lots: Lots,
-    how: Int[Array, "lots ..."],
-    candle: Int[Array, "lots ..."],
-    bar: Bar,
+    book: Book,
+    end: End,
+    fill: Float[Array, "lots ..."],
+    side: Float[Array, "..."],
     tick_value: Float[Array, "..."],
     params: EnvParams,
 ) -> Exits:
-    """Fill every exit and take its fee. After entry no lot ever costs more than its margin.
+    """Realise every exit and take its fee. After entry no lot ever costs more than its margin."""
+
+    def one(lot: Lots, end: End, fill: Array) -> Exits:
+        how = end.how
+        filled, liquidated = how > Exit.LIQUIDATED, how == Exit.LIQUIDATED
+        notional = jnp.where(filled, lot.quantity * fill * tick_value, 0)
+        profit = jnp.maximum(side * lot.quantity * (fill - lot.entry) * tick_value, -lot.margin)
+        profit = jnp.where(filled, profit, 0)
+        fee = jnp.where(filled, jnp.minimum(params.taker_fee * notional, lot.margin + profit), 0)
+        events = {
+            "liquidated": liquidated,
+            "stopped": how == Exit.STOPPED,
+            "targets": how == Exit.TARGET,
+            "closed": how == Exit.CLOSED,
+            "timed_out": how == Exit.TIMED_OUT,
+            "ambiguous": end.ambiguous,
+        }
+        events = {name: x.astype(jnp.int32) for name, x in events.items()}
+        return Exits(profit, fee, jnp.where(liquidated, lot.margin, 0), notional, events)
+
+    return jax.tree.map(lambda *x: sum(x[1:], x[0]), *map(one, book.each(), end.each(), fill))
+
+
+def keep(lots: Lots, end: End, bars: Int[Array, "..."]) -> Lots:
+    """What is still held, so many bars older; zeros in the other slots."""
+    return jax.tree.map(lambda x: jnp.where(end.kept, x, 0), lots.replace(age=lots.age + bars))
+
+
+@stage
+def hold(
+    book: Book,
+    end: End,
+    bars: Int[Array, "..."],
+    side: Float[Array, "..."],
+    bar: PackedBar,
+    tick_value: Float[Array, "..."],
+) -> tuple[Holdings, Float[Array, "..."]]:
+    """What `keep` leaves, summed up, and the mark close of the bar, to which it is marked.
 
     Args:
-      how: `Exit` of each lot; candle: the one that ended it, where a candle did.
+      side: of the account, and so of each lot: nine numbers fewer to read.
     """
-    fill = _fill(lots.side, lots.stop, lots.target, how, candle, bar, params)
-    return _sum_up(lots, how, fill, tick_value, params)
+    mark = bar.unpack().mark_close[-1]
+    lots = [lot.replace(side=side) for lot in book.each()]
+    return sum_up([keep(lot, how, bars) for lot, how in zip(lots, end.each(), strict=True)], mark, tick_value), mark
 
 
 @stage
-def _fill(
-    side: Float[Array, "lots ..."],
-    stop: Float[Array, "lots ..."],
-    target: Float[Array, "lots ..."],
-    how: Int[Array, "lots ..."],
-    candle: Int[Array, "lots ..."],
-    bar: Bar,
-    params: EnvParams,
-) -> Float[Array, "lots ..."]:
-    """The price at which each lot would end."""
-    extreme = jnp.where(side > 0, at_candle(bar.low, candle), at_candle(bar.high, candle))
-    stopped = fill_stop(side, stop, at_candle(bar.open, candle), extreme, bar.atr, params)
-    at_market = fill_exit(side, jnp.where(how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
-    return jnp.where(how == Exit.STOPPED, stopped, jnp.where(how == Exit.TARGET, target, at_market))
-
-
-@stage
-def _sum_up(
-    lots: Lots,
-    how: Int[Array, "lots ..."],
-    fill: Float[Array, "lots ..."],
-    tick_value: Float[Array, "..."],
-    params: EnvParams,
-) -> Exits:
-    filled = how > Exit.LIQUIDATED
-    notional = jnp.where(filled, lots.quantity * fill * tick_value, 0)
-    profit = jnp.maximum(lots.side * lots.quantity * (fill - lots.entry) * tick_value, -lots.margin)
-    profit = jnp.where(filled, profit, 0)
-    fees = jnp.where(filled, jnp.minimum(params.taker_fee * notional, lots.margin + profit), 0)
-    lost = jnp.where(how == Exit.LIQUIDATED, lots.margin, 0)
-    counts = jnp.stack([total(how == e) for e in Exit])
-    return Exits(total(profit), total(fees), total(lost), total(notional), counts)
-
-
-@stage
-def close_slots(lots: Lots, how: Int[Array, "lots ..."], over: Bool[Array, "..."], before: Lots) -> Lots:
-    """Zero the slots of what has ended; the lots as they were before where the episode is over."""
-    free = (lots.quantity == 0) | (how != Exit.NONE)
-    return jax.tree.map(lambda old, x: jnp.where(over, old, jnp.where(free, 0, x)), before, lots)
+def count(verdict: Int[Array, "..."], opened: Bool[Array, "..."], events: dict[str, Array]) -> Int[Array, "counts ..."]:
+    """What a step adds to `Ledger.counts`. No verdict at all is -1."""
+    nothing = jnp.zeros_like(verdict)
+    events = dict.fromkeys(COUNTS, nothing) | events | {"opened": opened.astype(jnp.int32)}
+    happened = jnp.stack([events[name] for name in COUNTS])
+    return happened + (lax.broadcasted_iota(jnp.int32, happened.shape, 0) == verdict)

@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perpjax.batching import stage, total
 from perpjax.instrument import Instrument
-from perpjax.market import Bar
-from perpjax.state import Lots, unrealised
+from perpjax.market import PackedBar
+from perpjax.state import Lots, sum_up, unrealised
 
 CEIL_SLACK = 2.0**-22
 """Fraction of the entry price by which a distance may exceed a whole tick and still count as that tick."""
@@ -64,10 +64,10 @@ def liquidation_ticks(
     per_tick = 1 / (quantity * instrument.tick_value)
     free = margin * per_tick
     distance = jnp.full_like(entry, jnp.inf)
-    for _, _, _, rate, amount in instrument.brackets:
-        rate = rate + instrument.maintenance_fee_rate
-        slope = jnp.where(side > 0, 1 / (1 - rate), 1 / (1 + rate))
-        line = (free + amount * per_tick - rate * entry) * slope
+    rates = instrument.brackets[:, 3] + instrument.maintenance_fee_rate
+    slopes = zip(1 / (1 - rates), 1 / (1 + rates), strict=True)
+    for rate, amount, (long, short) in zip(rates, instrument.brackets[:, 4], slopes, strict=True):
+        line = (free + amount * per_tick - rate * entry) * jnp.where(side > 0, long, short)
         distance = jnp.where(line < distance, line, distance)
     level = entry - side * jnp.ceil(distance - entry * CEIL_SLACK)
     return jnp.where(level > 0, level, 0.0)
@@ -91,45 +91,66 @@ def liquidates(lots: Lots, mark: Float[Array, "..."]) -> Bool[Array, "lots ..."]
 
 
 class Opening(NamedTuple):
-    """What the opening of a bar took from an account, quote."""
+    """What the opening of a bar took from an account, and what it left."""
 
     funding: Float[Array, "..."]
-    """Paid (negative: received)."""
+    """Paid (negative: received), quote."""
     losses: Float[Array, "..."]
-    """Margins of the lots liquidated."""
+    """Margins of the lots liquidated, quote."""
     liquidated: Int[Array, "..."]
+    carried: Float[Array, "..."]
+    """Unrealised profit before, at the mark close of the bar before, quote."""
     floating: Float[Array, "..."]
-    """Unrealised profit, at the mark close of the bar before, of the lots that are left."""
+    """That of the lots that are left."""
+    count: Int[Array, "..."]
+    """Lots left."""
+    side: Float[Array, "..."]
+    """Theirs."""
+    margin: Float[Array, "..."]
+    """Sum of theirs, quote."""
 
 
-def open_bar(lots: Lots, bar: Bar, instrument: Instrument) -> tuple[Lots, Opening]:
-    """Settle funding, then liquidate the lots whose level the mark open has reached."""
-    margin, liquidation, paid = _settle(lots, bar.funding_price, bar.funding_rate, instrument)
+def open_bar(lots: Lots, bar: PackedBar, instrument: Instrument) -> tuple[Lots, Opening]:
+    """Settle funding, then liquidate the lots whose level the mark open has reached: their quantity becomes 0."""
+    margin, liquidation, paid, carried = _settle(lots, bar, instrument)
     lots = lots.replace(margin=margin, liquidation=liquidation)
-    gone = bar.valid[0] & liquidates(lots, bar.mark_open[0])
-    return _liquidate(lots, gone, paid, bar.mark_before, instrument.tick_value)
+    lots = lots.replace(quantity=_liquidate(lots, bar))
+    return lots, Opening(paid, carried=carried, **_weigh(lots, bar, instrument.tick_value))
 
 
 @stage
 def _settle(
-    lots: Lots, price: Float[Array, "..."], rate: Float[Array, "..."], instrument: Instrument
-) -> tuple[Float[Array, "lots ..."], Float[Array, "lots ..."], Float[Array, "..."]]:
-    """Margins and liquidation prices after a settlement, and what was paid."""
-    paid = funding_payment(lots.side, lots.quantity, lots.margin, price, rate, instrument.tick_value)
+    lots: Lots, packed: PackedBar, instrument: Instrument
+) -> tuple[Float[Array, "lots ..."], Float[Array, "lots ..."], Float[Array, "..."], Float[Array, "..."]]:
+    """Margins and liquidation prices after a settlement, what was paid, and the unrealised profit."""
+    bar, tick_value = packed.unpack(), instrument.tick_value
+    rate = bar.funding_rate
+    paid = funding_payment(lots.side, lots.quantity, lots.margin, bar.funding_price, rate, tick_value)
     margin, held = lots.margin - paid, lots.quantity > 0
     moved = liquidation_ticks(lots.side, lots.entry, jnp.where(held, lots.quantity, 1), margin, instrument)
-    return margin, jnp.where(held & (rate != 0), moved, lots.liquidation), total(paid)
+    liquidation = jnp.where(held & (rate != 0), moved, lots.liquidation)
+    return margin, liquidation, total(paid), unrealised(lots, bar.mark_before, tick_value)
 
 
 @stage
-def _liquidate(
-    lots: Lots,
-    gone: Bool[Array, "lots ..."],
-    paid: Float[Array, "..."],
-    mark: Float[Array, "..."],
-    tick_value: Float[Array, "..."],
-) -> tuple[Lots, Opening]:
-    losses = total(jnp.where(gone, lots.margin, 0))
-    # A slot is free where the quantity is 0; `close_slots` sees to the rest.
-    lots = lots.replace(**{n: jnp.where(gone, 0, getattr(lots, n)) for n in ("side", "quantity", "margin")})
-    return lots, Opening(paid, losses, total(gone), unrealised(lots, mark, tick_value))
+def _liquidate(lots: Lots, packed: PackedBar) -> Float[Array, "lots ..."]:
+    """The quantities left."""
+    bar = packed.unpack()
+    return jnp.where(bar.valid[0] & liquidates(lots, bar.mark_open[0]), 0, lots.quantity)
+
+
+@stage
+def _weigh(lots: Lots, packed: PackedBar, tick_value: Float[Array, "..."]) -> dict[str, Array]:
+    """What an `Opening` has of the lots that are gone (an entry, but no quantity) and of those that are left."""
+    held = lots.quantity > 0
+    gone = ~held & (lots.entry > 0)
+    left = lots.replace(**{name: jnp.where(held, getattr(lots, name), 0) for name in ("side", "margin")})
+    sums = sum_up(left.each(), packed.unpack().mark_before, tick_value)
+    return {
+        "losses": total(jnp.where(gone, lots.margin, 0)),
+        "liquidated": total(gone),
+        "floating": sums.floating,
+        "count": sums.count,
+        "side": sums.side,
+        "margin": sums.margin,
+    }

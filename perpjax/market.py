@@ -1,7 +1,5 @@
 """The market on the device: rows of candles and features, segments, and the one slice that cuts out a bar."""
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from perpjax._grid import BAR_MS, FIRST_DECISION
 from perpjax._pytree import pytree
-from perpjax.batching import LINE, stage, touch
+from perpjax.batching import LINE, by_column, take_columns, touch
 from perpjax.instrument import Instrument
 
 
@@ -40,6 +38,29 @@ class Bar(NamedTuple):
     """Known at the open."""
     atr_after: Float[Array, ""]
     """Known when the bar has closed."""
+
+
+@pytree(static=("candles_per_bar", "has_mark"))
+class PackedBar:
+    """A bar as it lies in `Market.rows`: one array, of which a `stage` that takes it copies nothing.
+
+    Attributes:
+      columns: `by_tile` of the columns of `pack_rows` up to the ATR.
+      halted: whether nothing trades and no funding settles.
+    """
+
+    columns: Float[Array, "..."]
+    halted: Bool[Array, "..."]
+    candles_per_bar: int
+    has_mark: bool
+
+    def unpack(self) -> Bar:
+        """Its parts, by name."""
+        columns, k = by_column(self.columns), self.candles_per_bar
+        prices = [columns[i * k : (i + 1) * k] for i in range(8 if self.has_mark else 4)]
+        valid = jnp.stack([(x > 0) & ~self.halted for x in columns[-k - 5 : -5]])
+        rate, price, before, atr, after = columns[-5:]
+        return Bar(*prices[:4], *prices[-4:], valid, jnp.where(self.halted, 0, rate), price, before, atr, after)
 
 
 class Segments(NamedTuple):
@@ -93,13 +114,13 @@ class Market:
     feature_names: tuple[str, ...]
 
     def bar(self, t: Int[Array, ""]) -> Bar:
-        """Bar t, cut out in one piece; t may have batch axes, which come last."""
-        k = self.candles_per_bar
+        """Bar t, cut out in one piece."""
+        return self.packed_bar(t, jnp.zeros_like(t, bool)).unpack()
+
+    def packed_bar(self, t: Int[Array, "..."], halted: Bool[Array, "..."]) -> PackedBar:
+        """Bar t; t may have batch axes, which come last. Where `halted` nothing trades and no funding settles."""
         width = self._columns + 2
-        row = _cut(width)(self.rows, touch(self.rows, t + 1, range(0, width, LINE)))
-        prices = [row[i * k : (i + 1) * k] for i in range(8 if self.has_mark else 4)]
-        valid, (rate, price, before, atr, after) = row[-k - 5 : -5] > 0, row[-5:]
-        return Bar(*prices[:4], *prices[-4:], valid, rate, price, before, atr, after)
+        return PackedBar(take_columns(self.rows, t + 1, width), halted, self.candles_per_bar, self.has_mark)
 
     def known(self, t: Int[Array, ""]) -> Float[Array, "F"]:
         """Features known at the open of bar t, unscaled."""
@@ -179,17 +200,6 @@ class Market:
     def num_starts(self, episode_length: int) -> int:
         """How many first bars leave room for a whole episode (host only)."""
         return int(np.maximum(_start_counts(jax.tree.map(np.asarray, self.segments), episode_length), 0).sum())
-
-
-@functools.cache
-def _cut(width: int) -> Callable[..., Float[Array, "columns ..."]]:
-    @stage
-    def cut(rows: Float[Array, "rows width"], t: Int[Array, "..."]) -> Float[Array, "columns ..."]:
-        """The first columns of row t."""
-        one = jnp.vectorize(lambda t: lax.dynamic_slice(rows, (t, 0), (1, width))[0], signature="()->(c)")
-        return jnp.moveaxis(one(t), -1, 0)
-
-    return cut
 
 
 def _start_counts(segments: Segments, episode_length: int) -> Int[Array, "S"]:

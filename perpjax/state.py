@@ -1,5 +1,10 @@
 """What one environment remembers: the account, its lots and its ledger. Arrays only, market data never."""
 
+import functools
+import operator
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,6 +35,10 @@ class Lots:
     age: Int[Array, "lots"]
     """Bars held, the opening bar counted."""
 
+    def each(self) -> "list[Lots]":
+        """One after the other, of arrays with the lots first."""
+        return [jax.tree.map(operator.itemgetter(i), self) for i in range(len(self.quantity))]
+
 
 @pytree
 class Ledger:
@@ -45,16 +54,55 @@ class Ledger:
     """Entries and exits; a liquidation has no fill and is not counted."""
     low: tuple[Float[Array, ""], ...]
     """Compensations of the five sums above, in their order."""
-    opened: Int[Array, ""]
-    stopped: Int[Array, ""]
-    targets: Int[Array, ""]
-    timed_out: Int[Array, ""]
-    closed: Int[Array, ""]
-    liquidated: Int[Array, ""]
-    refused: Int[Array, "verdicts"]
-    """Orders that met each verdict of `orders.Verdict`, HOLD and ACCEPTED included."""
-    ambiguous: Int[Array, ""]
-    """Lots that ended in a candle that reached several of their levels, with an open that decided nothing."""
+    counts: Int[Array, "counts"]
+    """Verdicts and events, in the order of `COUNTS`; the properties below name them."""
+
+    @property
+    def refused(self) -> Int[Array, "verdicts"]:
+        """Orders that met each verdict of `orders.Verdict`, HOLD and ACCEPTED included."""
+        return self.counts[..., : len(Verdict)]
+
+    @property
+    def opened(self) -> Int[Array, ""]:
+        """Lots opened."""
+        return self._count("opened")
+
+    @property
+    def stopped(self) -> Int[Array, ""]:
+        """Lots ended by their stop."""
+        return self._count("stopped")
+
+    @property
+    def targets(self) -> Int[Array, ""]:
+        """Lots ended by their target."""
+        return self._count("targets")
+
+    @property
+    def timed_out(self) -> Int[Array, ""]:
+        """Lots held for as long as they may be."""
+        return self._count("timed_out")
+
+    @property
+    def closed(self) -> Int[Array, ""]:
+        """Lots closed by an order."""
+        return self._count("closed")
+
+    @property
+    def liquidated(self) -> Int[Array, ""]:
+        """Lots liquidated."""
+        return self._count("liquidated")
+
+    @property
+    def ambiguous(self) -> Int[Array, ""]:
+        """Lots that ended in a candle that reached several of their levels, with an open that decided nothing."""
+        return self._count("ambiguous")
+
+    def _count(self, name: str) -> Int[Array, ""]:
+        return self.counts[..., COUNTS.index(name)]
+
+
+COUNTS = (*Verdict, "opened", "liquidated", "stopped", "targets", "closed", "timed_out", "ambiguous")
+"""What `Ledger.counts` counts: what became of every order, then of every lot."""
 
 
 @pytree
@@ -91,16 +139,14 @@ class State:
 
 def open_account(initial_equity: Float[Array, ""], max_lots: int) -> Account:
     """An account that has done nothing yet."""
-    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    zero = jnp.zeros((), jnp.float32)
     empty = jnp.zeros(max_lots, jnp.float32)
     lots = Lots(*[empty] * 8, age=jnp.zeros(max_lots, jnp.int32))
     ledger = Ledger(
         *[zero] * 5,
         low=(zero,) * 5,
-        opened=none, stopped=none, targets=none, timed_out=none, closed=none, liquidated=none,
-        refused=jnp.zeros(len(Verdict), jnp.int32),
-        ambiguous=none,
-    )  # fmt: skip
+        counts=jnp.zeros(len(COUNTS), jnp.int32),
+    )
     return Account(jnp.asarray(initial_equity, jnp.float32), zero, lots, ledger)
 
 
@@ -128,6 +174,47 @@ def add_each(ledger: Ledger, **amounts: Float[Array, ""]) -> Ledger:
     return ledger.replace(low=low, **{name: high for name, (high, _) in sums.items()})
 
 
+class Holdings(NamedTuple):
+    """What an account holds, summed over its lots."""
+
+    count: Int[Array, "..."]
+    side: Float[Array, "..."]
+    """+1, -1, or 0 when flat: an account is never long and short at once."""
+    margin: Float[Array, "..."]
+    """Quote."""
+    quantity: Float[Array, "..."]
+    """Steps."""
+    floating: Float[Array, "..."]
+    """Unrealised profit, quote."""
+    oldest: Int[Array, "..."]
+    """Bars."""
+    brink: Float[Array, "..."]
+    """The nearest liquidation price times the side, ticks; -inf when no lot has one."""
+
+
+def sum_up(lots: list[Lots], mark: Float[Array, "..."], tick_value: Float[Array, "..."]) -> Holdings:
+    """What is held, at `mark` (ticks). Lot by lot: each sum is one expression, for which nothing need be stored."""
+
+    def one(lot: Lots) -> Holdings:
+        held = lot.side != 0
+        return Holdings(
+            count=held.astype(jnp.int32),
+            side=lot.side,
+            margin=lot.margin,
+            quantity=lot.quantity,
+            floating=lot.side * lot.quantity * (mark - lot.entry),
+            oldest=lot.age,
+            brink=jnp.where(held & (lot.liquidation > 0), lot.side * lot.liquidation, -jnp.inf),
+        )
+
+    def both(a: Holdings, b: Holdings) -> Holdings:
+        added = jax.tree.map(jnp.add, a, b)
+        return added._replace(oldest=jnp.maximum(a.oldest, b.oldest), brink=jnp.maximum(a.brink, b.brink))
+
+    held = functools.reduce(both, map(one, lots))
+    return held._replace(side=jnp.clip(held.side, -1.0, 1.0), floating=held.floating * tick_value)
+
+
 def account_side(lots: Lots) -> Float[Array, ""]:
     """+1, -1, or 0 when flat: an account is never long and short at once."""
     return jnp.clip(total(lots.side), -1.0, 1.0)
@@ -136,8 +223,3 @@ def account_side(lots: Lots) -> Float[Array, ""]:
 def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
     """Profit of all lots at `mark` (ticks), quote currency."""
     return total(lots.side * lots.quantity * (mark - lots.entry)) * tick_value
-
-
-def notional(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
-    """Value of all lots at `mark` (ticks), quote currency."""
-    return total(lots.quantity) * mark * tick_value

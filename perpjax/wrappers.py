@@ -2,7 +2,9 @@
 
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
@@ -42,6 +44,8 @@ class EpisodeState(State):
     final_obs: Float[Array, "observation"]
     """What the step observed, before any reset: bootstrap from it where `truncated`."""
     episode: Episode
+    resets: Int[Array, ""]
+    """Episodes begun after the first; with `key` it says where the next one starts."""
 
 
 @pytree
@@ -58,14 +62,18 @@ class AutoReset:
         """As the wrapped environment's `step`; never absorbed."""
         started = state.terminated | state.truncated
         no = jnp.zeros_like(started)
+        # Behind a barrier: a GPU reads the equity here, and need not keep it while it writes the new one.
+        peak = lax.optimization_barrier(jnp.where(started, state.equity, state.episode.peak))
         stepped = self.env.step(_plain(state, terminated=no, truncated=no), action)
-        episode = _follow(state.episode, state.equity, stepped, started)
+        episode = _follow(state.episode, peak, stepped, started)
         done = stepped.terminated | stepped.truncated
-        fresh = reset_if(done, self.env, stepped)
+        resets = state.resets + done
+        fresh = reset_if(done, self.env, stepped, resets)
         return EpisodeState(
             **vars(_plain(fresh, reward=stepped.reward, terminated=stepped.terminated, truncated=stepped.truncated)),
             final_obs=stepped.obs,
             episode=episode,
+            resets=resets,
         )
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> EpisodeState:
@@ -73,12 +81,20 @@ class AutoReset:
         state = self.env.reset(key, start)
         zero = jnp.zeros_like(state.equity)
         episode = Episode(zero, jnp.zeros_like(state.t), state.equity, state.equity, zero, state.account.ledger)
-        return EpisodeState(**vars(state), final_obs=state.obs, episode=episode)
+        return EpisodeState(**vars(state), final_obs=state.obs, episode=episode, resets=jnp.zeros_like(state.t))
 
 
-def reset_if(done: Bool[Array, ""], env: Env, state: State) -> State:
-    """A fresh episode where `done`, the state itself elsewhere; in a batch only the rows that ask are reset."""
-    return where_rows(done, lambda env, key: env.reset(key), state, env, state.key)
+def reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, ""]) -> State:
+    """A fresh episode where `done`, the state itself elsewhere; in a batch only the rows that ask are reset.
+
+    Args:
+      number: of the fresh episode; it draws from `state.key` folded with it, and the key stays what it was.
+    """
+
+    def begin(env: Env, key: Array, number: Array) -> State:
+        return env.reset(jax.random.fold_in(key, number)).replace(key=key)
+
+    return where_rows(done, begin, state, env, state.key, number)
 
 
 def _plain(state: State, **changes: Array) -> State:
@@ -87,9 +103,9 @@ def _plain(state: State, **changes: Array) -> State:
     return State(**(fields | changes))
 
 
-def _follow(episode: Episode, equity_before: Float[Array, ""], state: State, started: Array) -> Episode:
-    """Account for one more step; `started` marks the first of an episode, which begins at `equity_before`."""
-    peak = jnp.maximum(jnp.where(started, equity_before, episode.peak), state.equity)
+def _follow(episode: Episode, peak: Float[Array, ""], state: State, started: Bool[Array, ""]) -> Episode:
+    """Account for one more step; `started` marks the first of an episode, `peak` is the highest equity before it."""
+    peak = jnp.maximum(peak, state.equity)
     return Episode(
         return_=jnp.where(started, 0, episode.return_) + state.reward,
         length=jnp.where(started, 0, episode.length) + 1,

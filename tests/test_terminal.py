@@ -1,6 +1,7 @@
 """The terminal contract: what an episode's end returns, with AutoReset and without."""
 
 import dataclasses
+import itertools
 
 import chex
 import jax
@@ -49,8 +50,26 @@ def test_three_episode_ends_in_a_row():
         assert int(states[i].t) == int(states[i - 1].t) + 1 and int(states[i].episode.length) == 1
         expect(states[i], open_lots=1, opened=1)
         chex.assert_trees_all_equal(states[i].obs, states[i].final_obs)
-    # Each reset drew anew.
-    assert len({np.asarray(jax.random.key_data(states[i].key)).tobytes() for i in (0, 2, 4, 6)}) == 4
+    # The key stays, and is folded with the number of the episode.
+    assert [int(s.resets) for s in states] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len({np.asarray(jax.random.key_data(s.key)).tobytes() for s in states}) == 1
+
+
+def test_every_reset_draws_anew():
+    env, envs, first = AutoReset(PerpEnv(crash_market(bars=802, first=1), FREE, CONFIG)), 256, []
+    starts = env.env.market.num_starts(CONFIG.episode_length)
+    state = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), envs))
+    step = jax.jit(jax.vmap(AutoReset.step, (None, 0, 0)))
+    for _ in range(4):
+        first.append(np.asarray(state.t))
+        for _ in range(CONFIG.episode_length):
+            state = step(env, state, jnp.zeros((envs, 5), jnp.int32))
+    # By chance one in `starts` is drawn again, by the same environment or by its neighbour.
+    for before, after in itertools.pairwise(first):
+        assert starts == 800 and (after == before).mean() < 0.03 and (after == np.roll(before, 1)).mean() < 0.03
+    # 1 024 draws, an eighth of them in each eighth of the bars, to 5 sigma.
+    eighths = np.histogram(first, np.linspace(1, 1 + starts, 9))[0]
+    assert np.abs(eighths - 128).max() < 5 * np.sqrt(128 * 7 / 8), eighths
 
 
 def test_a_ruined_episode_ends_terminated_with_its_own_reward():
@@ -159,7 +178,7 @@ def test_auto_reset_in_a_batch():
 
 def test_the_wrapped_state_has_every_field():
     names = set(EpisodeState.__dataclass_fields__)
-    assert names == set(State.__dataclass_fields__) | {"final_obs", "episode"}
+    assert names == set(State.__dataclass_fields__) | {"final_obs", "episode", "resets"}
     state = _reset(AutoReset(PerpEnv(hand_market(), FREE, CONFIG)), jax.random.key(0), 1)
     assert isinstance(state, State) and isinstance(state, EpisodeState)
     chex.assert_trees_all_equal(state.final_obs, state.obs)

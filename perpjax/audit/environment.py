@@ -16,7 +16,7 @@ from perpjax.instrument import EXACT
 from perpjax.market import Market
 from perpjax.orders import sample_action
 from perpjax.rollout import Act
-from perpjax.state import State
+from perpjax.state import COUNTS, State
 
 BEFORE, AFTER = 48, 24
 """Decisions from the earliest start to the cut, and from there to the end of play."""
@@ -62,7 +62,7 @@ def audit_env(
         base = _leaves(play(env.market, starts, key))
         decisions = starts + np.arange(len(base["t"]))[:, None]
         names, known = tuple(base), decisions <= cut
-        opened += int(base["account.ledger.opened"][known].sum())
+        opened += int(base["account.ledger.counts"][known][:, COUNTS.index("opened")].sum())
         for alteration in ALTERATIONS:
             other = _leaves(play(alter_market(env.market, cut, alteration, rng), starts, key))
             reacts |= bool((base["equity"] != other["equity"])[~known].any())

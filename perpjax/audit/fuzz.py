@@ -19,13 +19,13 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from perpjax.audit.draws import CONFIGS, draw_params
+from perpjax.batching import where_rows
 from perpjax.data.dataset import load_market
 from perpjax.env import PerpEnv
 from perpjax.market import Market
 from perpjax.orders import hold_action, sample_action
 from perpjax.params import EnvConfig
 from perpjax.state import Ledger, Lots, State, add, unrealised
-from perpjax.wrappers import reset_if
 
 CHUNK = 256
 """Steps of every environment between two looks of the host."""
@@ -147,14 +147,15 @@ def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tu
 
     def one(params, state: State, calm: Array, key: Array):
         own = env.replace(params=params)
-        key_idle, key_action = jax.random.split(key)
+        key_idle, key_action, key_reset = jax.random.split(key, 3)
         action = sample_action(key_action, env.config)
         action = jnp.where(jax.random.uniform(key_idle) < calm, hold_action(env.config), action)
         after = own.step(state, action)
         failed = {name: ~holds for name, holds in check_step(own, state, after).items()}
         done = after.terminated | after.truncated
         liquidated = after.account.ledger.liquidated - state.account.ledger.liquidated
-        return reset_if(done, own, after), jnp.stack([done, after.terminated, liquidated]).astype(jnp.int32), failed
+        state = where_rows(done, lambda env, key: env.reset(key), after, own, key_reset)
+        return state, jnp.stack([done, after.terminated, liquidated]).astype(jnp.int32), failed
 
     def step(states: State, key: Array):
         keys = jax.random.split(key, calm.shape[0])
