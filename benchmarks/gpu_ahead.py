@@ -433,7 +433,7 @@ class Args:
     kernels: bool = False
     """List every kernel: what it reads and writes, and where in the source it comes from. Wants a wide terminal."""
     branches: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Which branch the conditionals take that come from a function, instead of the last: reset_if 1."""
+    """Which branch the conditionals take that come from a function, instead of the last: FUNCTION 1."""
     dataset: str = "synthetic:signal"
     """Folder or synthetic market."""
     out: pathlib.Path = RESULT

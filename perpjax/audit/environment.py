@@ -62,7 +62,7 @@ def audit_env(
         base = _leaves(play(env.market, starts, key))
         decisions = starts + np.arange(len(base["t"]))[:, None]
         names, known = tuple(base), decisions <= cut
-        opened += int(base["account.ledger.counts"][known][:, COUNTS.index("opened")].sum())
+        opened += int(base["account.ledger.opened"][known].sum())
         for alteration in ALTERATIONS:
             other = _leaves(play(alter_market(env.market, cut, alteration, rng), starts, key))
             reacts |= bool((base["equity"] != other["equity"])[~known].any())
@@ -160,12 +160,17 @@ def _spread_starts(env: PerpEnv, cut: int, count: int) -> np.ndarray:
 
 
 def _leaves(states: State) -> dict[str, np.ndarray]:
-    """Every leaf by its path; keys as their numbers."""
+    """Every leaf by its path; keys as their numbers, the ledger's counts by their names."""
     named: dict[str, Any] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(states):
         data = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         named[jax.tree_util.keystr(path, simple=True, separator=".")] = np.asarray(data)
-    return named
+    counts = named.pop("account.ledger.counts")
+    names = [name for name in COUNTS if isinstance(name, str)]
+    # Each is viewed as bits, so it must lie in one piece.
+    events = dict(zip(names, np.moveaxis(counts[..., -len(names) :], -1, 0).copy(), strict=True))
+    events["refused"] = counts[..., : -len(names)].copy()
+    return named | {f"account.ledger.{name}": x for name, x in events.items()}
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
