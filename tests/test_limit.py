@@ -2,7 +2,7 @@
 
 XLA and numba both contract multiply-adds, not always the same ones, so a number to be rounded that lies on a jump may
 fall on either side of it: a level, a fill or a quantity is then one tick or step off. Such near-ties are counted. They
-may be TIES of all steps of an environment (measured: 1e-5 to 1e-4), and never more than that tick.
+may be TIES of all steps of an environment (measured: 2e-5), and never more than that tick.
 """
 
 import collections
@@ -22,7 +22,7 @@ from perpjax.audit.draws import draw_actions
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ENVS, TIES = 250, 2e-4
+ENVS, TIES = 250, 1e-4
 LENGTHS = {"wild": (90, 110, 100, 120, 80, 150, 130, 70, 60, 90), "rich": (150, 140)}
 """Steps of each run; 1000, and 290."""
 LEVELS = {"entry", "stop", "target", "liquidation", "quantity"}
@@ -185,12 +185,12 @@ def test_free_run_ends_where_the_environment_ends():
 def test_auto_reset_is_the_wrappers():
     """But for the first bar of a new episode: there the rest is what the environment begins with at that bar."""
     env = AutoReset(make_env("wild"))
-    _, wanted, got = play_beside(env, 150)
+    _, wanted, got = play_beside(env, 600)
     done = wanted["terminated"] | wanted["truncated"]
     fresh = read_state(wanted, reset_at(env, np.where(done, got["t"], wanted["t"])))
     for name in ("t", "end", "obs", "equity", *(n for n in wanted if n.startswith("account"))):
         wanted[name] = np.where(done.reshape(-1, *[1] * (wanted[name].ndim - 1)), fresh[name], wanted[name])
-    assert near_ties(errors(got, wanted)) <= TIES * 150 * ENVS
+    assert near_ties(errors(got, wanted)) <= TIES * 600 * ENVS
     assert done.sum() > 400
 
 
