@@ -30,6 +30,7 @@ from perpjax.observation import ACCOUNT_FEATURES, scale_features
 from perpjax.orders import CLOSE, DIRECTIONS, HOLD, LONG, MULTI_DISCRETE, Order, decode
 from perpjax.rewards import EQUITY_FLOOR
 from perpjax.risk import MAX_STOP, MAX_TARGET, MIN_STOP, MIN_TARGET
+from perpjax.state import EVENTS
 
 CACHE_LINE = 64
 MOST_LOTS = 31
@@ -51,7 +52,6 @@ LIQUIDATED, STOPPED, TARGET = range(3)
 SUMS = ("ledger.fees", "ledger.funding", "ledger.realised", "ledger.liquidation_losses", "ledger.traded_notional",
         "wallet")  # fmt: skip
 FEES, FUNDING, REALISED, LOSSES, TRADED, WALLET = range(len(SUMS))
-COUNTS = ("opened", "stopped", "targets", "timed_out", "closed", "liquidated", "ambiguous")
 
 LOT = np.dtype(
     [(name, "f4") for name in ("side", "quantity", "entry", "margin", "leverage", "stop", "target", "liquidation")]
@@ -190,7 +190,7 @@ def account_layout(max_lots: int) -> np.dtype:
         # Kept so that a step need not read the lots for them; `brink` is the nearest liquidation price times the side.
         + [(name, "f4") for name in ("side", "margin", "floating", "brink", "posted")]
         + [("sums", "f4", len(SUMS)), ("lows", "f4", len(SUMS))]
-        + [(name, "i4") for name in COUNTS]
+        + [(name, "i4") for name in EVENTS]
         + [("refused", "i4", len(Verdict)), ("lots", LOT, max_lots)]
     )
     return _padded(np.dtype(fields))
@@ -214,7 +214,7 @@ def _name_fields(accounts: np.ndarray, views: np.ndarray) -> dict[str, np.ndarra
     fields["obs"] = views.view(np.float32).reshape(len(views), -1)
     fields |= {f"account.{name}": accounts["sums"][:, i] for i, name in enumerate(SUMS)}
     fields |= {"account.wallet_low": accounts["lows"][:, WALLET], "account.ledger.low": accounts["lows"][:, :WALLET]}
-    fields |= {f"account.ledger.{name}": accounts[name] for name in (*COUNTS, "refused")}
+    fields |= {f"account.ledger.{name}": accounts[name] for name in (*EVENTS, "refused")}
     return fields | {f"account.lots.{name}": accounts["lots"][name] for name in LOT.names}
 
 

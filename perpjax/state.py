@@ -101,7 +101,9 @@ class Ledger:
         return self.counts[..., COUNTS.index(name)]
 
 
-COUNTS = (*Verdict, "opened", "liquidated", "stopped", "targets", "closed", "timed_out", "ambiguous")
+EVENTS = ("opened", "liquidated", "stopped", "targets", "closed", "timed_out", "ambiguous")
+"""What can become of a lot, by its name in the ledger."""
+COUNTS = (*Verdict, *EVENTS)
 """What `Ledger.counts` counts: what became of every order, then of every lot."""
 
 
@@ -202,7 +204,7 @@ def sum_up(lots: list[Lots], mark: Float[Array, "..."], tick_value: Float[Array,
             side=lot.side,
             margin=lot.margin,
             quantity=lot.quantity,
-            floating=lot.side * lot.quantity * (mark - lot.entry),
+            floating=_gain(lot, mark),
             oldest=lot.age,
             brink=jnp.where(held & (lot.liquidation > 0), lot.side * lot.liquidation, -jnp.inf),
         )
@@ -222,4 +224,9 @@ def account_side(lots: Lots) -> Float[Array, ""]:
 
 def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
     """Profit of all lots at `mark` (ticks), quote currency."""
-    return total(lots.side * lots.quantity * (mark - lots.entry)) * tick_value
+    return total(_gain(lots, mark)) * tick_value
+
+
+def _gain(lots: Lots, mark: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Of each lot, in ticks times steps."""
+    return lots.side * lots.quantity * (mark - lots.entry)

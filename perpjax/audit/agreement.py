@@ -10,10 +10,9 @@ from perpjax.market import Market
 from perpjax.orders import Verdict
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import Lot, Twin, TwinMarket, TwinParams, step_like
-from perpjax.state import State
+from perpjax.state import EVENTS, State
 
 LEVELS = ("side", "quantity", "entry", "stop", "target", "liquidation", "age")
-COUNTS = ("opened", "stopped", "targets", "timed_out", "closed", "liquidated", "ambiguous")
 MONEY = ("fees", "funding", "realised", "liquidation_losses", "traded_notional")
 
 POSTED = 3e-7
@@ -66,7 +65,7 @@ class Seen:
         lots, ledger = states.account.lots, states.account.ledger
         self.levels = np.stack([getattr(lots, name) for name in LEVELS], -1).astype(np.float64).tolist()
         self.margins = lots.margin.astype(np.float64).tolist()
-        self.counts = np.stack([getattr(ledger, name) for name in COUNTS], -1).tolist()
+        self.counts = np.stack([getattr(ledger, name) for name in EVENTS], -1).tolist()
         self.refused = ledger.refused.tolist()
         sums = np.stack([getattr(ledger, name) for name in MONEY], -1).astype(np.float64) + np.stack(ledger.low, -1)
         self.wallet = states.account.wallet.astype(np.float64) + states.account.wallet_low
@@ -86,9 +85,9 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
     if levels != seen.levels[row]:
         slot = next(i for i, (a, b) in enumerate(zip(levels, seen.levels[row], strict=True)) if a != b)
         return f"slot {slot}, {', '.join(LEVELS)}: {levels[slot]} and {seen.levels[row][slot]}"
-    counts = [getattr(ledger, name) for name in COUNTS]
+    counts = [getattr(ledger, name) for name in EVENTS]
     if counts != seen.counts[row]:
-        return f"{', '.join(COUNTS)}: {counts} and {seen.counts[row]}"
+        return f"{', '.join(EVENTS)}: {counts} and {seen.counts[row]}"
     if ledger.refused != seen.refused[row]:
         return f"verdicts: {ledger.refused} and {seen.refused[row]}"
     if (told.t, told.terminated, told.truncated) != seen.flags[row]:
@@ -202,4 +201,4 @@ def read_events(twin: Twin) -> Counter:
     """Counts of the ledger and of the verdicts."""
     ledger = twin.state.ledger
     verdicts = zip(Verdict, ledger.refused, strict=True)
-    return Counter({name: getattr(ledger, name) for name in COUNTS} | {v.name: n for v, n in verdicts})
+    return Counter({name: getattr(ledger, name) for name in EVENTS} | {v.name: n for v, n in verdicts})

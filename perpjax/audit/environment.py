@@ -16,7 +16,7 @@ from perpjax.instrument import EXACT
 from perpjax.market import Market
 from perpjax.orders import sample_action
 from perpjax.rollout import Act
-from perpjax.state import COUNTS, State
+from perpjax.state import EVENTS, State
 
 BEFORE, AFTER = 48, 24
 """Decisions from the earliest start to the cut, and from there to the end of play."""
@@ -165,12 +165,10 @@ def _leaves(states: State) -> dict[str, np.ndarray]:
     for path, x in jax.tree_util.tree_leaves_with_path(states):
         data = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         named[jax.tree_util.keystr(path, simple=True, separator=".")] = np.asarray(data)
-    counts = named.pop("account.ledger.counts")
-    names = [name for name in COUNTS if isinstance(name, str)]
-    # Each is viewed as bits, so it must lie in one piece.
-    events = dict(zip(names, np.moveaxis(counts[..., -len(names) :], -1, 0).copy(), strict=True))
-    events["refused"] = counts[..., : -len(names)].copy()
-    return named | {f"account.ledger.{name}": x for name, x in events.items()}
+    del named["account.ledger.counts"]
+    return named | {
+        f"account.ledger.{name}": np.asarray(getattr(states.account.ledger, name)) for name in ("refused", *EVENTS)
+    }
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -26,7 +26,6 @@ from rich.table import Table
 
 from perpjax._grid import FIRST_DECISION
 from perpjax.audit.agreement import (
-    COUNTS,
     MONEY,
     Seen,
     compare_numbers,
@@ -44,7 +43,7 @@ from perpjax.env import PerpEnv
 from perpjax.market import Market, slice_market
 from perpjax.params import EnvConfig
 from perpjax.reference import Twin, step_like
-from perpjax.state import State
+from perpjax.state import EVENTS, State
 
 BATCH = 32
 """Episodes played together: one draw of the window, one market for the twins."""
@@ -127,7 +126,7 @@ def compare_steps(env: PerpEnv, states: State, actions: np.ndarray) -> Outcome:
     pairs = jax.tree.map(lambda a, b: np.stack([a, b], 1), states, after)
     for i, action in enumerate(actions):
         seen, now = Seen(take(pairs, i)), take(states, i)
-        ledger = dict(zip(MONEY, seen.money[0], strict=False)) | dict(zip(COUNTS, seen.counts[0], strict=True))
+        ledger = dict(zip(MONEY, seen.money[0], strict=False)) | dict(zip(EVENTS, seen.counts[0], strict=True))
         twin = Twin(market, twin_params(take(env.params, i), env.config))
         twin.load(
             t=now.t, end=now.end, wallet=seen.wallet[0], lots=vars(now.account.lots),
