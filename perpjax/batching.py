@@ -9,11 +9,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 from jaxtyping import Array, Bool, Int, Num
 
 T = TypeVar("T")
@@ -28,37 +31,41 @@ ROWS = 16
 """Elements that `where_rows` computes at a time: about as many episodes as end at once among 4096."""
 
 
-def batch_last(step: Callable[..., T]) -> Callable[..., T]:
+def batch_last(returns: Callable[..., Any]) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Make `jax.vmap` call `step(env, *args)` once, with the batch on the last axes of every array.
 
     That is one axis, or two on a CPU: tiles and the environments of a tile, see `by_tile`. What is shared by the batch
     in `env` (the market, mostly) stays as it is; of its own it may have one number for each element, no arrays: with
     those, as with a `vmap` around another one, the axis is the ordinary leading one.
+
+    Args:
+      returns: from `env` and `args` to something of the structure, shapes and types that `step` returns, so that it
+        need not be traced for them.
     """
 
-    @jax.custom_batching.custom_vmap
-    def run(*args: Any) -> T:
-        return step(*args)
+    def decorate(step: Callable[..., T]) -> Callable[..., T]:
+        def vmapped(size: int, batched: list, env: Any, *args: Any) -> T:
+            args = _spread(size, batched[1:], list(args))
+            batched = batched[0], *jax.tree.map(lambda _: True, batched[1:])
+            axes = jax.tree.map(lambda b: 0 if b else None, batched)
+            leading = jax.vmap(step, axes, axis_size=size)
+            if any(jax.tree.leaves(jax.tree.map(lambda b, x: b and x.ndim > 1, batched[0], env))):
+                return leading(env, *args)
 
-    @run.def_vmap
-    def _(size: int, batched: list, *args: Any) -> tuple[T, Any]:
-        args = args[0], *_spread(size, batched[1:], list(args[1:]))
-        batched = batched[0], *jax.tree.map(lambda _: True, batched[1:])
+            def call(shape: tuple[int, ...], *args: Any) -> T:
+                moved = jax.tree.map(lambda b, x: _to_last(x).reshape(*x.shape[1:], *shape) if b else x, batched, args)
+                return jax.tree.map(lambda x: _to_first(x.reshape(*x.shape[: -len(shape)], size)), step(*moved))
 
-        def call(axes: tuple[int, ...], *args: Any) -> T:
-            moved = jax.tree.map(lambda b, x: _to_last(x).reshape(*x.shape[1:], *axes) if b else x, batched, args)
-            return jax.tree.map(lambda x: _to_first(x.reshape(*x.shape[: -len(axes)], size)), step(*moved))
+            def on_cpu(*args: Any) -> T:
+                return jax.tree.map(_batch_innermost, call((-1, TILE) if size % TILE == 0 else (-1,), *args))
 
-        def on_cpu(*args: Any) -> T:
-            return jax.tree.map(_batch_innermost, call((-1, TILE) if size % TILE == 0 else (-1,), *args))
+            like = jax.vmap(returns, axes, axis_size=size)
+            return _deferred(on_cpu, functools.partial(call, (-1,)), like, _vmap_all(leading), env, *args)
 
-        if any(jax.tree.leaves(jax.tree.map(lambda b, x: b and x.ndim > 1, batched[0], args[0]))):
-            out = jax.vmap(step, jax.tree.map(lambda b: 0 if b else None, batched), axis_size=size)(*args)
-        else:
-            out = lax.platform_dependent(*args, cpu=on_cpu, default=functools.partial(call, (-1,)))
-        return out, jax.tree.map(lambda _: True, out)
+        run = functools.partial(_deferred, step, step, returns, vmapped)
+        return functools.wraps(step)(lambda *args: run(*args))
 
-    return functools.wraps(step)(lambda *args: run(*args))
+    return decorate
 
 
 def _spread(size: int, batched: T, tree: T) -> T:
@@ -177,12 +184,10 @@ def where_rows(
       rows: how many are computed at a time.
     """
 
-    @jax.custom_batching.custom_vmap
-    def run(predicate: Array, otherwise: T, *operands: Any) -> T:
+    def alone(predicate: Array, otherwise: T, *operands: Any) -> T:
         return lax.cond(predicate, lambda _, *xs: function(*xs), lambda old, *_: old, otherwise, *operands)
 
-    @run.def_vmap
-    def _(size: int, batched: list, predicate: Array, otherwise: T, *operands: Any) -> tuple[T, Any]:
+    def vmapped(size: int, batched: list, predicate: Array, otherwise: T, *operands: Any) -> T:
         predicate, otherwise = _spread(size, batched[:2], [predicate, otherwise])
         batched = tuple(batched[2:])
         axes = jax.tree.map(lambda b: 0 if b else None, batched)
@@ -204,7 +209,67 @@ def where_rows(
                 predicate, new, otherwise
             )
 
-        out = lax.platform_dependent(predicate, otherwise, *operands, cpu=on_cpu, default=select)
-        return out, jax.tree.map(lambda _: True, out)
+        again = _vmap_all(jax.vmap(alone, (0, 0, *axes), axis_size=size))
+        return _deferred(on_cpu, select, second, again, predicate, otherwise, *operands)
 
-    return run(predicate, otherwise, *operands)
+    def second(_: Array, otherwise: T, *operands: Any) -> T:
+        return otherwise
+
+    return _deferred(alone, alone, second, vmapped, predicate, otherwise, *operands)
+
+
+def _deferred(cpu: Callable[..., T], default: Callable[..., T], returns: Callable, vmapped: Callable, *args: Any) -> T:
+    """`cpu(*args)` where it is compiled for a CPU, `default(*args)` elsewhere; and traced there, not before.
+
+    `lax.platform_dependent` traces what is not compiled too, and `jax.custom_batching.custom_vmap` what is not batched
+    and never runs: half of the time that a step took to compile. None of the functions may close over traced values.
+
+    Args:
+      returns: `returns(*args)` is of the structure, shapes and types of the result.
+      vmapped: `vmapped(size, batched, *args)` is the result of a batch: `batched` says which leaves have a leading
+        axis of that size; all of the result have one.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    shapes = jax.eval_shape(returns, *args)
+
+    def flat(function: Callable) -> Callable[..., list[Array]]:
+        def call(*leaves: Array) -> list[Array]:
+            out = function(*jax.tree.unflatten(tree, leaves))
+            chex.assert_trees_all_equal_shapes_and_dtypes(out, shapes)
+            return jax.tree.leaves(out)
+
+        return call
+
+    def batch(size: int, batched: list[bool], *leaves: Array) -> list[Array]:
+        batched, args = jax.tree.unflatten(tree, batched), jax.tree.unflatten(tree, leaves)
+        return jax.tree.leaves(vmapped(size, list(batched), *args))
+
+    avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in jax.tree.leaves(shapes))
+    out = _deferred_p.bind(*leaves, cpu=flat(cpu), default=flat(default), batch=batch, avals=avals)
+    return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+
+def _vmap_all(function: Callable[..., T]) -> Callable[..., T]:
+    """For `_deferred`: a batch of batches, in the ordinary way."""
+
+    def vmapped(size: int, batched: list, *args: Any) -> T:
+        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
+        return jax.vmap(function, axes, axis_size=size)(*args)
+
+    return vmapped
+
+
+def _batch_deferred(leaves: list[Array], axes: list[int | None], batch: Callable, **_: Any) -> tuple[list, list]:
+    (size,) = {x.shape[axis] for x, axis in zip(leaves, axes, strict=True) if axis is not None}
+    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(leaves, axes, strict=True)]
+    out = batch(size, [axis is not None for axis in axes], *moved)
+    return out, [0] * len(out)
+
+
+_deferred_p = Primitive("deferred")
+_deferred_p.multiple_results = True
+_deferred_p.def_impl(lambda *leaves, default, **_: default(*leaves))
+_deferred_p.def_abstract_eval(lambda *_, avals, **__: avals)
+batching.primitive_batchers[_deferred_p] = _batch_deferred
+mlir.register_lowering(_deferred_p, mlir.lower_fun(lambda *leaves, default, **_: default(*leaves)))
+mlir.register_lowering(_deferred_p, mlir.lower_fun(lambda *leaves, cpu, **_: cpu(*leaves)), platform="cpu")

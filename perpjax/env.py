@@ -67,7 +67,7 @@ class PerpEnv:
         over = state.terminated | state.truncated
         return new.replace(obs=jnp.where(over, state.obs, self.observe(new.t, view)))
 
-    @batch_last
+    @batch_last(returns=lambda env, state, action: (state, jnp.zeros(len(ACCOUNT_FEATURES))))
     def _trade(self, state: State, action: Array) -> tuple[State, Float[Array, "9 ..."]]:
         """Section 3 of the contract, in its order. The next state, and what its observation says of the account."""
         params, config = self.params, self.config
