@@ -7,6 +7,7 @@ axis is what a CPU's vector units and a GPU's threads read side by side; docs/pe
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import chex
@@ -17,7 +18,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from jaxtyping import Array, Bool, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from perpjax._pytree import pytree
 
 T = TypeVar("T")
 
@@ -27,8 +30,10 @@ NARROW = 32
 """Arrays with no more than so many entries an environment (lots, counters) are laid out with the batch innermost."""
 LINE = 16
 """Floats of a cache line."""
+SHARE = 256
+"""`where_rows` computes one of so many elements at a time: about as many as there are episodes that end at once."""
 ROWS = 16
-"""Elements that `where_rows` computes at a time: about as many episodes as end at once among 4096."""
+"""But at least so many."""
 
 
 def batch_last(returns: Callable[..., Any]) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -100,9 +105,15 @@ def stage(function: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(function)
     def call(*args: Any) -> T:
-        return lax.platform_dependent(*args, cpu=on_cpu, default=jitted)
+        with _scope(function):
+            return lax.platform_dependent(*args, cpu=on_cpu, default=jitted)
 
     return call
+
+
+def _scope(function: Callable) -> AbstractContextManager:
+    """Its name, in profiles and in `benchmarks.gpu_ahead`: what is traced as late as `_deferred` has no line numbers."""
+    return jax.named_scope(f"perpjax.{function.__qualname__}")
 
 
 def by_tile(x: Num[Array, "columns ..."]) -> Num[Array, "..."]:
@@ -119,40 +130,53 @@ def by_column(x: Num[Array, "..."]) -> Num[Array, "columns ..."]:
     return jnp.moveaxis(x, -2, 0) if x.ndim > 1 else x
 
 
-def touch(table: Num[Array, "rows width"], index: Int[Array, "..."], columns: range) -> Int[Array, "..."]:
+def touch(
+    table: Num[Array, "rows width"], index: Int[Array, "..."], columns: range, after: Float[Array, "..."] | None = None
+) -> Int[Array, "..."]:
     """`index`, after one number of each of these columns was read: on a CPU, so that a gather finds its lines in cache.
 
     Loads that wait for nothing overlap, and here is nothing else. A gather's loop is so long that only two or three
     rows are on their way at once: 190 us for 4096 rows of 128 bytes, 70 after this, which takes 40.
+
+    Args:
+      after: what is computed first; or XLA asks for the lines as soon as it knows the index, and they are gone again
+        when they are needed.
     """
-    return lax.platform_dependent(table, index, cpu=_read(columns), default=lambda _, index: index)
+    waiting = () if after is None else (after,)
+    return lax.platform_dependent(table, index, *waiting, cpu=_read(columns), default=lambda _, index, *__: index)
 
 
 @functools.cache
-def _read(columns: range) -> Callable[[Array, Array], Array]:
+def _read(columns: range) -> Callable[..., Array]:
     @stage
-    def read(table: Array, index: Array) -> Array:
-        numbers = [table.at[index, column].get(mode="clip") for column in columns]
+    def read(table: Array, index: Array, *after: Array) -> Array:
+        numbers = [*after, *(table.at[index, column].get(mode="clip") for column in columns)]
         # Bits of no number, only of a NaN that no arithmetic makes; but XLA cannot know, so it reads.
         return index + sum(lax.bitcast_convert_type(x, jnp.int32) == -1 for x in numbers)
 
     return read
 
 
-def take_columns(table: Num[Array, "rows width"], index: Int[Array, "..."], width: int) -> Num[Array, "..."]:
-    """The first columns of some rows, `by_tile`. On a CPU number by number, which transposes a batch on the way."""
+def take_columns(table: Num[Array, "rows width"], index: Int[Array, "..."], columns: slice) -> Num[Array, "..."]:
+    """Some columns of some rows, `by_tile`."""
+    return _take(columns.start, columns.stop)(table, touch(table, index, range(columns.start, columns.stop, LINE)))
 
-    def by_row(table: Array, index: Array) -> Array:
-        row = jnp.vectorize(lambda i: lax.dynamic_slice(table, (i, 0), (1, width))[0], signature="()->(c)")
-        return by_tile(jnp.moveaxis(row(index), -1, 0))
 
-    def by_number(table: Array, index: Array) -> Array:
-        numbers = by_tile(index[None] * table.shape[1] + jnp.arange(width).reshape(-1, *(1,) * index.ndim))
-        return table.reshape(-1).at[numbers].get(mode="promise_in_bounds")
+@functools.cache
+def _take(first: int, last: int) -> Callable[[Array, Array], Array]:
+    @stage
+    def take(table: Array, index: Array) -> Array:
+        row = jnp.vectorize(lambda i: take_row(table, i, slice(first, last)), signature="()->(c)")
+        x = by_tile(jnp.moveaxis(row(index), -1, 0))
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))  # transposed as it is read
 
-    if table.size >= 2**31:  # more than an int32 counts
-        return by_row(table, index)
-    return lax.platform_dependent(table, index, cpu=stage(by_number), default=by_row)
+    return take
+
+
+def take_row(table: Num[Array, "rows width"], index: Int[Array, ""], columns: slice) -> Num[Array, "columns"]:
+    """Some columns of a row."""
+    start = index.astype(jnp.uint32), jnp.uint32(columns.start)  # counted from the end if negative, and only if signed
+    return lax.dynamic_slice(table, start, (1, columns.stop - columns.start))[0]
 
 
 def fold(operator: Callable[[Array, Array], Array], x: Num[Array, "lots ..."]) -> Array:
@@ -170,8 +194,32 @@ def any_of(x: Bool[Array, "lots ..."]) -> Bool[Array, "..."]:
     return fold(jnp.logical_or, x)
 
 
+@pytree(static=("names", "bits"))
+class Tally:
+    """How many lots are what, by name. The counts share words: they are added up together."""
+
+    words: list[Int[Array, "..."]]
+    names: tuple[str, ...]
+    bits: int
+
+    @classmethod
+    def of(cls, flags: list[dict[str, Bool[Array, "..."]]]) -> "Tally":
+        """Of lots, one after the other."""
+        names, bits = tuple(flags[0]), len(flags).bit_length()
+        words = []
+        for i in range(0, len(names), 31 // bits):
+            some = names[i : i + 31 // bits]
+            ones = (jnp.where(lot[name], 1 << bits * j, 0) for lot in flags for j, name in enumerate(some))
+            words.append(functools.reduce(jnp.add, ones))
+        return cls(words, names, bits)
+
+    def __getitem__(self, name: str) -> Int[Array, "..."]:
+        word, place = divmod(self.names.index(name), 31 // self.bits)
+        return self.words[word] >> self.bits * place & (1 << self.bits) - 1
+
+
 def where_rows(
-    predicate: Bool[Array, ""], function: Callable[..., T], otherwise: T, *operands: Any, rows: int = ROWS
+    predicate: Bool[Array, ""], function: Callable[..., T], otherwise: T, *operands: Any, rows: int | None = None
 ) -> T:
     """`function(*operands)` where `predicate` holds, `otherwise` elsewhere; for what is rare in a batch.
 
@@ -181,7 +229,7 @@ def where_rows(
     Args:
       predicate, operands: as in `lax.cond`. `function` must not close over traced values.
       otherwise: of the structure that `function` returns.
-      rows: how many are computed at a time.
+      rows: how many are computed at a time; see `SHARE`.
     """
 
     def alone(predicate: Array, otherwise: T, *operands: Any) -> T:
@@ -191,13 +239,15 @@ def where_rows(
         predicate, otherwise = _spread(size, batched[:2], [predicate, otherwise])
         batched = tuple(batched[2:])
         axes = jax.tree.map(lambda b: 0 if b else None, batched)
+        some = min(rows or max(ROWS, size // SHARE), size)
 
         def on_cpu(predicate: Array, otherwise: T, *operands: Any) -> T:
             def do_some(carry: tuple[Array, T]) -> tuple[Array, T]:
                 left, out = carry
-                (index,) = jnp.nonzero(left, size=min(rows, size), fill_value=size)
+                asks, index = lax.top_k(left.astype(jnp.float32), some)  # a quarter of the time of jnp.nonzero
+                index = jnp.where(asks > 0, index, size)
                 taken = jax.tree.map(lambda b, x: x.at[index].get(mode="clip") if b else x, batched, operands)
-                new = jax.vmap(function, axes, axis_size=index.shape[0])(*taken)
+                new = jax.vmap(function, axes, axis_size=some)(*taken)
                 out = jax.tree.map(lambda x, y: _batch_innermost(x.at[index].set(y, mode="drop")), out, new)
                 return left.at[index].set(False, mode="drop"), out
 
@@ -234,7 +284,8 @@ def _deferred(cpu: Callable[..., T], default: Callable[..., T], returns: Callabl
 
     def flat(function: Callable) -> Callable[..., list[Array]]:
         def call(*leaves: Array) -> list[Array]:
-            out = function(*jax.tree.unflatten(tree, leaves))
+            with _scope(returns):
+                out = function(*jax.tree.unflatten(tree, leaves))
             chex.assert_trees_all_equal_shapes_and_dtypes(out, shapes)
             return jax.tree.leaves(out)
 

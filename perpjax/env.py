@@ -64,15 +64,17 @@ class PerpEnv:
         """
         plain = PerpEnv(self.market, self.params, self.config)  # a subclass need not be a pytree
         new, view = plain._trade(state.replace(obs=None), action)
-        over = state.terminated | state.truncated
-        return new.replace(obs=jnp.where(over, state.obs, self.observe(new.t, view)))
+        return new.replace(obs=self.observe(new.t, view))
 
     @batch_last(returns=lambda env, state, action: (state, jnp.zeros(len(ACCOUNT_FEATURES))))
     def _trade(self, state: State, action: Array) -> tuple[State, Float[Array, "9 ..."]]:
         """Section 3 of the contract, in its order. The next state, and what its observation says of the account."""
         params, config = self.params, self.config
+        # An episode that is over stays at its last bar, in which nothing trades any more.
         over = state.terminated | state.truncated
-        bar = self.market.packed_bar(state.t, halted=over)
+        bars = jnp.where(over, 0, 1)
+        t = state.t + bars
+        bar = self.market.packed_bar(t - 1, halted=over)
         instrument = self.market.instrument_at(state.instrument)
         tick_value = instrument.tick_value
         account = state.account
@@ -109,12 +111,10 @@ class PerpEnv:
         wallet = stage(add)(wallet, -entry_fee, exits.realised, -exits.fees, -exits.losses)
 
         # 10. Mark to market.
-        bars = jnp.where(over, 0, 1)
         held, mark = hold(book, end, bars, side, bar, tick_value)
         equity = jnp.where(over, state.equity, wallet[0] + held.floating)
 
         # 11. Reward and flags.
-        t = state.t + bars
         posted = exits.realised - exits.fees - exits.losses - entry_fee - opening.funding - opening.losses
         terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
         truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
@@ -138,7 +138,7 @@ class PerpEnv:
             traded_notional=entry_notional + exits.notional,
         )
         verdict = jnp.where(over, -1, order.verdict)
-        happened = count(verdict, order.opens, exits.events | {"liquidated": liquidated})
+        happened = count(verdict, order.opens, liquidated, exits.events)
         ledger = ledger.replace(counts=ledger.counts + happened)
         new = state.replace(
             t=t,
@@ -206,7 +206,7 @@ class PerpEnv:
 
     def observe(self, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
         """What is known at the open of bar t: scaled features, then the account."""
-        features = scale_features(self.market.known(t), self.market.scaler_mean, self.market.scaler_scale)
+        features = scale_features(self.market.known(t, after=view[0]), self.market.scaler_mean, self.market.scaler_scale)
         return jnp.concatenate([features, view])
 
 

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import any_of, by_column, by_tile, fold, stage
+from perpjax.batching import Tally, any_of, by_column, by_tile, fold, stage
 from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit, Paths, at_candle, find, follow
@@ -95,6 +95,19 @@ class End(NamedTuple):
         return self.word.astype(jnp.int32) >> 11 & 1
 
     @property
+    def events(self) -> dict[str, Bool[Array, "..."]]:
+        """By their name in `state.COUNTS`."""
+        how = self.how
+        return {
+            "liquidated": how == Exit.LIQUIDATED,
+            "stopped": how == Exit.STOPPED,
+            "targets": how == Exit.TARGET,
+            "closed": how == Exit.CLOSED,
+            "timed_out": how == Exit.TIMED_OUT,
+            "ambiguous": self.ambiguous > 0,
+        }
+
+    @property
     def kept(self) -> Bool[Array, "..."]:
         """Whether it is still held."""
         return self.word >= 1 << 12
@@ -160,8 +173,8 @@ class Exits(NamedTuple):
     losses: Float[Array, "..."]
     """Margins of the liquidated lots."""
     notional: Float[Array, "..."]
-    events: dict[str, Int[Array, "..."]]
-    """Lots, by their name in `state.COUNTS`."""
+    events: Tally
+    """By their name in `state.COUNTS`."""
 
 
 @stage
@@ -175,25 +188,16 @@ def settle(
 ) -> Exits:
     """Realise every exit and take its fee. After entry no lot ever costs more than its margin."""
 
-    def one(lot: Lots, end: End, fill: Array) -> Exits:
-        how = end.how
-        filled, liquidated = how > Exit.LIQUIDATED, how == Exit.LIQUIDATED
+    def one(lot: Lots, end: End, fill: Array) -> tuple[Array, ...]:
+        filled, liquidated = end.how > Exit.LIQUIDATED, end.how == Exit.LIQUIDATED
         notional = jnp.where(filled, lot.quantity * fill * tick_value, 0)
         profit = jnp.maximum(side * lot.quantity * (fill - lot.entry) * tick_value, -lot.margin)
         profit = jnp.where(filled, profit, 0)
         fee = jnp.where(filled, jnp.minimum(params.taker_fee * notional, lot.margin + profit), 0)
-        events = {
-            "liquidated": liquidated,
-            "stopped": how == Exit.STOPPED,
-            "targets": how == Exit.TARGET,
-            "closed": how == Exit.CLOSED,
-            "timed_out": how == Exit.TIMED_OUT,
-            "ambiguous": end.ambiguous,
-        }
-        events = {name: x.astype(jnp.int32) for name, x in events.items()}
-        return Exits(profit, fee, jnp.where(liquidated, lot.margin, 0), notional, events)
+        return profit, fee, jnp.where(liquidated, lot.margin, 0), notional
 
-    return jax.tree.map(lambda *x: sum(x[1:], x[0]), *map(one, book.each(), end.each(), fill))
+    money = zip(*map(one, book.each(), end.each(), fill), strict=True)
+    return Exits(*(sum(x[1:], x[0]) for x in money), Tally.of([x.events for x in end.each()]))
 
 
 def keep(lots: Lots, end: End, bars: Int[Array, "..."]) -> Lots:
@@ -221,9 +225,11 @@ def hold(
 
 
 @stage
-def count(verdict: Int[Array, "..."], opened: Bool[Array, "..."], events: dict[str, Array]) -> Int[Array, "counts ..."]:
+def count(
+    verdict: Int[Array, "..."], opened: Bool[Array, "..."], liquidated: Int[Array, "..."], exits: Tally
+) -> Int[Array, "counts ..."]:
     """What a step adds to `Ledger.counts`. No verdict at all is -1."""
-    nothing = jnp.zeros_like(verdict)
-    events = dict.fromkeys(COUNTS, nothing) | events | {"opened": opened.astype(jnp.int32)}
-    happened = jnp.stack([events[name] for name in COUNTS])
+    events = {name: exits[name] for name in exits.names} | {"opened": opened, "liquidated": liquidated}
+    happened = [events[name].astype(jnp.int32) if name in events else jnp.zeros_like(verdict) for name in COUNTS]
+    happened = jnp.stack(happened)
     return happened + (lax.broadcasted_iota(jnp.int32, happened.shape, 0) == verdict)

@@ -5,13 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from perpjax._grid import BAR_MS, FIRST_DECISION
 from perpjax._pytree import pytree
-from perpjax.batching import LINE, by_column, take_columns, touch
+from perpjax.batching import LINE, by_column, take_columns, take_row, touch
 from perpjax.instrument import Instrument
 
 
@@ -119,14 +118,13 @@ class Market:
 
     def packed_bar(self, t: Int[Array, "..."], halted: Bool[Array, "..."]) -> PackedBar:
         """Bar t; t may have batch axes, which come last. Where `halted` nothing trades and no funding settles."""
-        width = self._columns + 2
-        return PackedBar(take_columns(self.rows, t + 1, width), halted, self.candles_per_bar, self.has_mark)
+        columns = take_columns(self.rows, t + 1, slice(0, self._columns + 2))
+        return PackedBar(columns, halted, self.candles_per_bar, self.has_mark)
 
-    def known(self, t: Int[Array, ""]) -> Float[Array, "F"]:
-        """Features known at the open of bar t, unscaled."""
-        first, last = self._features.start, self._features.stop
-        t = touch(self.rows, t, range(first, last, LINE))
-        return lax.dynamic_slice(self.rows, (t, first), (1, last - first))[0]
+    def known(self, t: Int[Array, ""], after: Float[Array, ""] | None = None) -> Float[Array, "F"]:
+        """Features known at the open of bar t, unscaled; not read before `after` is computed."""
+        columns = self._features
+        return take_row(self.rows, touch(self.rows, t, range(columns.start, columns.stop, LINE), after), columns)
 
     @property
     def candles(self) -> Float[Array, "N columns"]:

@@ -92,9 +92,9 @@ def reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, "
     """
 
     def begin(env: Env, key: Array, number: Array) -> State:
-        return env.reset(jax.random.fold_in(key, number)).replace(key=key)
+        return env.reset(jax.random.fold_in(key, number)).replace(key=None)
 
-    return where_rows(done, begin, state, env, state.key, number)
+    return where_rows(done, begin, state.replace(key=None), env, state.key, number).replace(key=state.key)
 
 
 def _plain(state: State, **changes: Array) -> State:
