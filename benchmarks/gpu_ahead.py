@@ -112,8 +112,9 @@ class Program:
     """Of each stack frame "function:line", innermost first; of a local function or lambda that which encloses it."""
 
     def locate(self, x: Instruction) -> list[str]:
-        """Where in the source an instruction comes from, innermost first."""
-        return self.callers.get(x.find(r"stack_frame_id=(\d+)"), [])
+        """Where in the source an instruction comes from, innermost first; in a step its functions' names are all."""
+        scopes = re.findall(r"perpjax\.([\w.]+)", x.find(r'op_name="([^"]*)"'))
+        return scopes[::-1] or self.callers.get(x.find(r"stack_frame_id=(\d+)"), [])
 
 
 def parse(text: str) -> Program:

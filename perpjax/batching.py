@@ -7,7 +7,6 @@ axis is what a CPU's vector units and a GPU's threads read side by side; docs/pe
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import chex
@@ -49,6 +48,8 @@ def batch_last(returns: Callable[..., Any]) -> Callable[[Callable[..., T]], Call
     """
 
     def decorate(step: Callable[..., T]) -> Callable[..., T]:
+        step = _named(step)
+
         def vmapped(size: int, batched: list, env: Any, *args: Any) -> T:
             args = _spread(size, batched[1:], list(args))
             batched = batched[0], *jax.tree.map(lambda _: True, batched[1:])
@@ -105,15 +106,15 @@ def stage(function: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(function)
     def call(*args: Any) -> T:
-        with _scope(function):
-            return lax.platform_dependent(*args, cpu=on_cpu, default=jitted)
+        return lax.platform_dependent(*args, cpu=on_cpu, default=jitted)
 
-    return call
+    return _named(call)
 
 
-def _scope(function: Callable) -> AbstractContextManager:
-    """Its name, in profiles and in `benchmarks.gpu_ahead`: what is traced as late as `_deferred` has no line numbers."""
-    return jax.named_scope(f"perpjax.{function.__qualname__}")
+def _named(function: Callable[..., T]) -> Callable[..., T]:
+    """`function`, with its name in profiles and in `benchmarks.gpu_ahead`: what is `_deferred` has no line numbers."""
+    name = function.__qualname__.rpartition("<locals>.")[2]
+    return jax.named_call(function, name=f"perpjax.{name}")
 
 
 def by_tile(x: Num[Array, "columns ..."]) -> Num[Array, "..."]:
@@ -232,6 +233,8 @@ def where_rows(
       rows: how many are computed at a time; see `SHARE`.
     """
 
+    function = _named(function)
+
     def alone(predicate: Array, otherwise: T, *operands: Any) -> T:
         return lax.cond(predicate, lambda _, *xs: function(*xs), lambda old, *_: old, otherwise, *operands)
 
@@ -284,8 +287,7 @@ def _deferred(cpu: Callable[..., T], default: Callable[..., T], returns: Callabl
 
     def flat(function: Callable) -> Callable[..., list[Array]]:
         def call(*leaves: Array) -> list[Array]:
-            with _scope(returns):
-                out = function(*jax.tree.unflatten(tree, leaves))
+            out = function(*jax.tree.unflatten(tree, leaves))
             chex.assert_trees_all_equal_shapes_and_dtypes(out, shapes)
             return jax.tree.leaves(out)
 
