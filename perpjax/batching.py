@@ -123,7 +123,8 @@ def by_tile(x: Num[Array, "columns ..."]) -> Num[Array, "..."]:
     For what a loop over lots reads many columns of at once: in a large batch those lie whole pages apart, fall into the
     same set of the cache and evict each other.
     """
-    return jnp.moveaxis(x, 0, -2) if x.ndim > 1 else x
+    x = jnp.moveaxis(x, 0, -2) if x.ndim > 1 else x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def by_column(x: Num[Array, "..."]) -> Num[Array, "columns ..."]:
@@ -168,8 +169,7 @@ def _take(first: int, last: int) -> Callable[[Array, Array], Array]:
     @stage
     def take(table: Array, index: Array) -> Array:
         row = jnp.vectorize(lambda i: take_row(table, i, slice(first, last)), signature="()->(c)")
-        x = by_tile(jnp.moveaxis(row(index), -1, 0))
-        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))  # transposed as it is read
+        return by_tile(jnp.moveaxis(row(index), -1, 0))
 
     return take
 

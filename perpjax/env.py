@@ -1,6 +1,8 @@
 """The environment. `_trade` reads like the contract: funding, opening check, orders, candles, mark, reward."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,11 @@ from perpjax.lots import count, hold, keep, live, open_lot, settle
 from perpjax.margin import open_bar
 from perpjax.market import Market, PackedBar, find_segment, pick_start
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
-from perpjax.orders import CLOSE, Order, decode
+from perpjax.orders import CLOSE, decode
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rewards import log_return, shaped
 from perpjax.risk import Exposure, Review, is_ruined, review
-from perpjax.state import Account, State, account_side, add, add_each, open_account, sum_up
+from perpjax.state import Account, Holdings, State, account_side, add, add_each, open_account, sum_up
 
 
 @pytree(static=("config",))
@@ -78,14 +80,12 @@ class PerpEnv:
         instrument = self.market.instrument_at(state.instrument)
         tick_value = instrument.tick_value
         account = state.account
-        order = decode(action, params, config)
-        if config.opposite == "close" and config.actions == "box5":
-            against = order.direction * account_side(account.lots) < 0
-            order = order._replace(direction=jnp.where(against, CLOSE, order.direction))
+        against = account_side(account.lots) if config.opposite == "close" and config.actions == "box5" else None
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
         lots, opening = open_bar(account.lots, bar, instrument)
-        wallet = add((account.wallet, account.wallet_low), -opening.funding, -opening.losses)
+        taken = opening.funding + opening.losses
+        wallet = stage(add)((account.wallet, account.wallet_low), -taken)
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
         exposure = Exposure(
@@ -96,7 +96,7 @@ class PerpEnv:
             equity=wallet[0] + opening.floating,
             margin=opening.margin,
         )
-        order = _review(order, exposure, bar, instrument, params)
+        order = _review(config)(action, against, exposure, bar, instrument, params)
         book = open_lot(lots, order, instrument)
         side = jnp.where(order.opens, order.side, opening.side)
         entry_notional = jnp.where(order.opens, order.notional, 0)
@@ -108,20 +108,21 @@ class PerpEnv:
         # 9. Exits.
         exits = settle(book, end, fill, side, tick_value, params)
         liquidated = opening.liquidated + exits.events["liquidated"]
-        wallet = stage(add)(wallet, -entry_fee, exits.realised, -exits.fees, -exits.losses)
+        brought = exits.realised - exits.fees - exits.losses - entry_fee
+        wallet = stage(add)(wallet, brought)
 
         # 10. Mark to market.
-        held, mark = hold(book, end, bars, side, bar, tick_value)
+        held = hold(book, end, bars, side, bar, tick_value)
         equity = jnp.where(over, state.equity, wallet[0] + held.floating)
 
         # 11. Reward and flags.
-        posted = exits.realised - exits.fees - exits.losses - entry_fee - opening.funding - opening.losses
         terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
         truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
-        reward = log_return(posted + (held.floating - opening.carried), state.equity, equity, params)
+        gained = (brought - taken) + (held.floating - opening.carried)
+        reward = log_return(gained, state.equity, equity, params)
         if config.reward == "shaped":
             now = bar.unpack()
-            exposed, move = held.quantity * mark * tick_value, now.atr_after / now.close[-1]
+            exposed, move = held.quantity * now.mark_close[-1] * tick_value, now.atr_after / now.close[-1]
             reward = shaped(reward, order.opens, liquidated, exposed, move, equity, terminated, params)
         reward = jnp.where(over, 0, reward)
 
@@ -148,7 +149,7 @@ class PerpEnv:
             equity=equity,
             account=Account(*wallet, keep(book.write(), end, bars), ledger),
         )
-        return new, stage(observe_account)(held, config.max_lots, equity, mark, tick_value, params)
+        return new, _observe(held, config.max_lots, equity, bar, tick_value, params)
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State:
         """A fresh account at the open of a first bar.
@@ -210,7 +211,34 @@ class PerpEnv:
         return jnp.concatenate([features, view])
 
 
+@functools.cache
+def _review(config: EnvConfig) -> Callable[..., Review]:
+    @stage
+    def review_order(
+        action: Array,
+        against: Float[Array, "..."] | None,
+        exposure: Exposure,
+        packed: PackedBar,
+        instrument: Instrument,
+        params: EnvParams,
+    ) -> Review:
+        """What becomes of an action; against a side, if one is given, it closes."""
+        order, bar = decode(action, params, config), packed.unpack()
+        if against is not None:
+            closes = order.direction * against < 0
+            order = order._replace(direction=jnp.where(closes, CLOSE, order.direction))
+        return review(order, exposure, bar.open[0], bar.valid[0], bar.atr, instrument, params)
+
+    return review_order
+
+
 @stage
-def _review(order: Order, exposure: Exposure, packed: PackedBar, instrument: Instrument, params: EnvParams) -> Review:
-    bar = packed.unpack()
-    return review(order, exposure, bar.open[0], bar.valid[0], bar.atr, instrument, params)
+def _observe(
+    held: Holdings,
+    slots: int,
+    equity: Float[Array, "..."],
+    packed: PackedBar,
+    tick_value: Float[Array, "..."],
+    params: EnvParams,
+) -> Float[Array, "9 ..."]:
+    return observe_account(held, slots, equity, packed.unpack().mark_close[-1], tick_value, params)

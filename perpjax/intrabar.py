@@ -1,9 +1,7 @@
-"""Which level of which lot is reached first inside a bar. Masks and counts; no loop over lots."""
+"""Which level of which lot is reached first inside a bar. Masks and selects; no loop over lots."""
 
 import enum
 import functools
-import itertools
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -82,16 +80,16 @@ def at_candle(path: Float[Array, "K ..."], candle: Int[Array, "lots ..."]) -> Fl
 
 
 def find(paths: Paths, lots: Lots, side: Float[Array, "..."], rule: Intrabar) -> Hit:
-    """See `resolve`. A level's first candle is a count: of the candles before which it is not reached."""
+    """See `resolve`."""
     held = lots.quantity > 0
     stop, beyond = side * lots.stop, side * lots.target + 1
     liquidation = jnp.where(lots.liquidation > 0, side * lots.liquidation, -jnp.inf)
     mark_worst, mark_opens = (
         (paths.worst, paths.opens) if paths.mark_worst is None else (paths.mark_worst, paths.mark_opens)
     )
-    by_liquidation = _count_first(low > liquidation for low in mark_worst)
-    by_stop = _count_first(low > stop for low in paths.worst)
-    by_target = _count_first(high < beyond for high in paths.best)
+    by_liquidation = _find_first([low <= liquidation for low in mark_worst])
+    by_stop = _find_first([low <= stop for low in paths.worst])
+    by_target = _find_first([high >= beyond for high in paths.best])
     first = jnp.minimum(jnp.minimum(by_liquidation, by_stop), by_target)
 
     # Within that candle its open comes first. No earlier candle reached the level, so neither did its open.
@@ -109,9 +107,12 @@ def find(paths: Paths, lots: Lots, side: Float[Array, "..."], rule: Intrabar) ->
     return Hit(jnp.where(ended, how, Exit.NONE), jnp.where(ended, first, candles), ended & ambiguous)
 
 
-def _count_first(passed: Iterable[Bool[Array, "lots ..."]]) -> Int[Array, "lots ..."]:
-    """How many hold before the first that does not."""
-    return sum(so_far.astype(jnp.int32) for so_far in itertools.accumulate(passed, jnp.logical_and))
+def _find_first(reached: list[Bool[Array, "lots ..."]]) -> Int[Array, "lots ..."]:
+    """The first that holds; their number if none does."""
+    first = jnp.full(reached[0].shape, len(reached), jnp.int32)
+    for k, here in reversed(list(enumerate(reached))):
+        first = jnp.where(here, k, first)
+    return first
 
 
 def _choose(rule: Intrabar, liquidation: Array, stop: Array, target: Array, stop_not_beyond: Array) -> Array:

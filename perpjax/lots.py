@@ -124,7 +124,7 @@ def live(
       rule: see `intrabar.resolve`.
 
     Returns:
-      How each lot ended, and the price at which it did or would.
+      How each lot ended, and the price at which it was filled; 0 where none was.
     """
     paths = _follow(bar, side)
     end = _live(rule)(book, bar, paths, side, closes, params)
@@ -156,12 +156,13 @@ def _live(rule: Intrabar) -> Callable[..., End]:
 def _fill(
     book: Book, end: End, packed: PackedBar, paths: Paths, side: Float[Array, "..."], params: EnvParams
 ) -> Float[Array, "lots ..."]:
-    """The price at which each lot would end."""
+    """The price at which each lot is filled; 0 where none is."""
     lots, bar = book.write(), packed.unpack()
     opened, extreme = (side * at_candle(by_column(path), end.candle) for path in (paths.opens, paths.worst))
     stopped = fill_stop(side, lots.stop, opened, extreme, bar.atr, params)
     at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
-    return jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lots.target, at_market))
+    price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lots.target, at_market))
+    return jnp.where(end.how > Exit.LIQUIDATED, price, 0)
 
 
 class Exits(NamedTuple):
@@ -189,12 +190,11 @@ def settle(
     """Realise every exit and take its fee. After entry no lot ever costs more than its margin."""
 
     def one(lot: Lots, end: End, fill: Array) -> tuple[Array, ...]:
-        filled, liquidated = end.how > Exit.LIQUIDATED, end.how == Exit.LIQUIDATED
-        notional = jnp.where(filled, lot.quantity * fill * tick_value, 0)
+        notional = lot.quantity * fill * tick_value
         profit = jnp.maximum(side * lot.quantity * (fill - lot.entry) * tick_value, -lot.margin)
-        profit = jnp.where(filled, profit, 0)
-        fee = jnp.where(filled, jnp.minimum(params.taker_fee * notional, lot.margin + profit), 0)
-        return profit, fee, jnp.where(liquidated, lot.margin, 0), notional
+        profit = jnp.where(fill > 0, profit, 0)
+        fee = jnp.minimum(params.taker_fee * notional, lot.margin + profit)
+        return profit, fee, jnp.where(end.how == Exit.LIQUIDATED, lot.margin, 0), notional
 
     money = zip(*map(one, book.each(), end.each(), fill), strict=True)
     return Exits(*(sum(x[1:], x[0]) for x in money), Tally.of([x.events for x in end.each()]))
@@ -213,15 +213,15 @@ def hold(
     side: Float[Array, "..."],
     bar: PackedBar,
     tick_value: Float[Array, "..."],
-) -> tuple[Holdings, Float[Array, "..."]]:
-    """What `keep` leaves, summed up, and the mark close of the bar, to which it is marked.
+) -> Holdings:
+    """What `keep` leaves, summed up and marked to the mark close of the bar.
 
     Args:
       side: of the account, and so of each lot: nine numbers fewer to read.
     """
-    mark = bar.unpack().mark_close[-1]
     lots = [lot.replace(side=side) for lot in book.each()]
-    return sum_up([keep(lot, how, bars) for lot, how in zip(lots, end.each(), strict=True)], mark, tick_value), mark
+    kept = [keep(lot, how, bars) for lot, how in zip(lots, end.each(), strict=True)]
+    return sum_up(kept, bar.unpack().mark_close[-1], tick_value)
 
 
 @stage
