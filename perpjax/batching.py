@@ -58,15 +58,20 @@ def batch_last(returns: Callable[..., Any]) -> Callable[[Callable[..., T]], Call
             if any(jax.tree.leaves(jax.tree.map(lambda b, x: b and x.ndim > 1, batched[0], env))):
                 return leading(env, *args)
 
-            def call(shape: tuple[int, ...], *args: Any) -> T:
-                moved = jax.tree.map(lambda b, x: _to_last(x).reshape(*x.shape[1:], *shape) if b else x, batched, args)
-                return jax.tree.map(lambda x: _to_first(x.reshape(*x.shape[: -len(shape)], size)), step(*moved))
+            def call(shape: tuple[int, ...], lay_out: Callable[[Array], Array], *args: Any) -> T:
+                def turn(x: Array) -> Array:
+                    return lay_out(_to_last(x)).reshape(*x.shape[1:], *shape)
+
+                turned = jax.tree.map(lambda b, x: turn(x) if b else x, batched, args)
+                return jax.tree.map(lambda x: _to_first(x.reshape(*x.shape[: -len(shape)], size)), step(*turned))
 
             def on_cpu(*args: Any) -> T:
-                return jax.tree.map(_batch_innermost, call((-1, TILE) if size % TILE == 0 else (-1,), *args))
+                shape = (-1, TILE) if size % TILE == 0 else (-1,)
+                return jax.tree.map(_batch_innermost, call(shape, _row_major, *args))
 
+            default = functools.partial(call, (-1,), lambda x: x)
             like = jax.vmap(returns, axes, axis_size=size)
-            return _deferred(on_cpu, functools.partial(call, (-1,)), like, _vmap_all(leading), env, *args)
+            return _deferred(on_cpu, default, like, _vmap_all(leading), env, *args)
 
         run = functools.partial(_deferred, step, step, returns, vmapped)
         return functools.wraps(step)(lambda *args: run(*args))
@@ -82,6 +87,11 @@ def _spread(size: int, batched: T, tree: T) -> T:
 def _batch_innermost(x: Array) -> Array:
     """Lay [batch, lots] out like [lots, batch]; rows of an observation stay rows."""
     return with_layout_constraint(x, Layout((1, 0))) if x.ndim == 2 and x.shape[1] <= NARROW else x
+
+
+def _row_major(x: Array) -> Array:
+    """Lay x out as its shape says; so the copy of a loop's state is the one that a stage would ask for anyway."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if x.ndim > 1 else x
 
 
 def _to_last(x: Array) -> Array:
@@ -123,8 +133,7 @@ def by_tile(x: Num[Array, "columns ..."]) -> Num[Array, "..."]:
     For what a loop over lots reads many columns of at once: in a large batch those lie whole pages apart, fall into the
     same set of the cache and evict each other.
     """
-    x = jnp.moveaxis(x, 0, -2) if x.ndim > 1 else x
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return _row_major(jnp.moveaxis(x, 0, -2)) if x.ndim > 1 else x
 
 
 def by_column(x: Num[Array, "..."]) -> Num[Array, "columns ..."]:
