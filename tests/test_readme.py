@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 def test_the_two_commands():
     first, second = blocks("bash")[0].splitlines()
     assert first.split("  #")[0].strip() == "pip install -e . && python -m train.ppo --num-envs 4096"
-    assert second.split("  #")[0].strip() == "pip install -e '.[test]' && pytest"
+    assert second.split("  #")[0].strip() == "pip install -e '.[test]' && pytest -n logical"
 
 
 def test_the_example_runs():
