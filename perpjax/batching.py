@@ -19,8 +19,6 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from perpjax._pytree import pytree
-
 T = TypeVar("T")
 
 TILE = 128
@@ -204,30 +202,6 @@ def any_of(x: Bool[Array, "lots ..."]) -> Bool[Array, "..."]:
     return fold(jnp.logical_or, x)
 
 
-@pytree(static=("names", "bits"))
-class Tally:
-    """How many lots are what, by name. The counts share words: they are added up together."""
-
-    words: list[Int[Array, "..."]]
-    names: tuple[str, ...]
-    bits: int
-
-    @classmethod
-    def of(cls, flags: list[dict[str, Bool[Array, "..."]]]) -> "Tally":
-        """Of lots, one after the other."""
-        names, bits = tuple(flags[0]), len(flags).bit_length()
-        words = []
-        for i in range(0, len(names), 31 // bits):
-            some = names[i : i + 31 // bits]
-            ones = (jnp.where(lot[name], 1 << bits * j, 0) for lot in flags for j, name in enumerate(some))
-            words.append(functools.reduce(jnp.add, ones))
-        return cls(words, names, bits)
-
-    def __getitem__(self, name: str) -> Int[Array, "..."]:
-        word, place = divmod(self.names.index(name), 31 // self.bits)
-        return self.words[word] >> self.bits * place & (1 << self.bits) - 1
-
-
 def where_rows(
     predicate: Bool[Array, ""], function: Callable[..., T], otherwise: T, *operands: Any, rows: int | None = None
 ) -> T:
@@ -241,7 +215,6 @@ def where_rows(
       otherwise: of the structure that `function` returns.
       rows: how many are computed at a time; see `SHARE`.
     """
-
     function = _named(function)
 
     def alone(predicate: Array, otherwise: T, *operands: Any) -> T:
@@ -272,12 +245,12 @@ def where_rows(
             )
 
         again = _vmap_all(jax.vmap(alone, (0, 0, *axes), axis_size=size))
-        return _deferred(on_cpu, select, second, again, predicate, otherwise, *operands)
+        return _deferred(on_cpu, select, like_otherwise, again, predicate, otherwise, *operands)
 
-    def second(_: Array, otherwise: T, *operands: Any) -> T:
+    def like_otherwise(_: Array, otherwise: T, *operands: Any) -> T:
         return otherwise
 
-    return _deferred(alone, alone, second, vmapped, predicate, otherwise, *operands)
+    return _deferred(alone, alone, like_otherwise, vmapped, predicate, otherwise, *operands)
 
 
 def _deferred(cpu: Callable[..., T], default: Callable[..., T], returns: Callable, vmapped: Callable, *args: Any) -> T:

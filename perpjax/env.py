@@ -207,7 +207,8 @@ class PerpEnv:
 
     def observe(self, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
         """What is known at the open of bar t: scaled features, then the account."""
-        features = scale_features(self.market.known(t, after=view[0]), self.market.scaler_mean, self.market.scaler_scale)
+        known = self.market.known(t, after=view[0])
+        features = scale_features(known, self.market.scaler_mean, self.market.scaler_scale)
         return jnp.concatenate([features, view])
 
 

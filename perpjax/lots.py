@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import Tally, any_of, by_column, by_tile, fold, stage
+from perpjax.batching import any_of, by_column, by_tile, fold, stage
 from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit, Paths, at_candle, find, follow
@@ -111,6 +111,30 @@ class End(NamedTuple):
     def kept(self) -> Bool[Array, "..."]:
         """Whether it is still held."""
         return self.word >= 1 << 12
+
+
+@pytree(static=("names", "bits"))
+class Tally:
+    """How many lots are what, by name. The counts share words: they are added up together."""
+
+    words: list[Int[Array, "..."]]
+    names: tuple[str, ...]
+    bits: int
+
+    @classmethod
+    def of(cls, flags: list[dict[str, Bool[Array, "..."]]]) -> "Tally":
+        """Of lots, one after the other."""
+        names, bits = tuple(flags[0]), len(flags).bit_length()
+        words = []
+        for i in range(0, len(names), 31 // bits):
+            some = names[i : i + 31 // bits]
+            ones = (jnp.where(lot[name], 1 << bits * j, 0) for lot in flags for j, name in enumerate(some))
+            words.append(functools.reduce(jnp.add, ones))
+        return cls(words, names, bits)
+
+    def __getitem__(self, name: str) -> Int[Array, "..."]:
+        word, place = divmod(self.names.index(name), 31 // self.bits)
+        return self.words[word] >> self.bits * place & (1 << self.bits) - 1
 
 
 def live(
