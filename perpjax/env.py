@@ -17,11 +17,11 @@ from perpjax.lots import count, hold, keep, live, open_lot, settle
 from perpjax.margin import open_bar
 from perpjax.market import Market, PackedBar, find_segment, pick_start
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
-from perpjax.orders import CLOSE, decode
+from perpjax.orders import CLOSE, check_action, decode
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rewards import log_return, shaped
 from perpjax.risk import Exposure, Review, is_ruined, review
-from perpjax.state import Account, Holdings, State, account_side, add, add_each, open_account, sum_up
+from perpjax.state import Account, Holdings, Money, State, account_side, add, add_each, open_account, sum_up
 
 
 @pytree(static=("config",))
@@ -63,7 +63,11 @@ class PerpEnv:
 
         Returns:
           The next state. A terminated or truncated one is absorbing: it comes back unchanged, reward 0.
+
+        Raises:
+          ValueError: if the action has another shape.
         """
+        check_action(action)
         plain = PerpEnv(self.market, self.params, self.config)  # a subclass need not be a pytree
         new, view = plain._trade(state.replace(obs=None), action)
         return new.replace(obs=self.observe(new.t, view))
@@ -84,8 +88,7 @@ class PerpEnv:
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
         lots, opening = open_bar(account.lots, bar, instrument)
-        taken = opening.funding + opening.losses
-        wallet = stage(add)((account.wallet, account.wallet_low), -taken)
+        wallet = _post((account.wallet, account.wallet_low), (opening.funding, opening.losses), ())
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
         exposure = Exposure(
@@ -108,8 +111,7 @@ class PerpEnv:
         # 9. Exits.
         exits = settle(book, end, fill, side, tick_value, params)
         liquidated = opening.liquidated + exits.events["liquidated"]
-        brought = exits.realised - exits.fees - exits.losses - entry_fee
-        wallet = stage(add)(wallet, brought)
+        wallet = _post(wallet, (entry_fee, exits.fees, exits.losses), (exits.realised,))
 
         # 10. Mark to market.
         held = hold(book, end, bars, side, bar, tick_value)
@@ -118,8 +120,8 @@ class PerpEnv:
         # 11. Reward and flags.
         terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
         truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
-        gained = (brought - taken) + (held.floating - opening.carried)
-        reward = log_return(gained, state.equity, equity, params)
+        posted = exits.realised - exits.fees - exits.losses - entry_fee - opening.funding - opening.losses
+        reward = log_return(posted + (held.floating - opening.carried), state.equity, equity, params)
         if config.reward == "shaped":
             now = bar.unpack()
             exposed, move = held.quantity * now.mark_close[-1] * tick_value, now.atr_after / now.close[-1]
@@ -210,6 +212,12 @@ class PerpEnv:
         known = self.market.known(t, after=view[0])
         features = scale_features(known, self.market.scaler_mean, self.market.scaler_scale)
         return jnp.concatenate([features, view])
+
+
+@stage
+def _post(wallet: Money, paid: tuple[Array, ...], received: tuple[Array, ...]) -> Money:
+    """One amount after the other: what is added up first loses digits that the ledger keeps."""
+    return add(wallet, *(-x for x in paid), *received)
 
 
 @functools.cache

@@ -49,10 +49,19 @@ class Order(NamedTuple):
     target_multiple: Float[Array, "..."]
 
 
+def check_action(action: Array) -> None:
+    """Raise unless it is one action.
+
+    Raises:
+      ValueError: naming the shape it has.
+    """
+    if jnp.shape(action)[:1] != (5,):
+        raise ValueError(f"an action has shape (5,), not {jnp.shape(action)}; use jax.vmap for a batch")
+
+
 def decode(action: Array, params: EnvParams, config: EnvConfig) -> Order:
     """The order that an action means; NaN or infinite entries make it HOLD, others are clipped to their range."""
-    if action.shape[:1] != (5,):
-        raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
+    check_action(action)
     # All zeros are HOLD in both codecs.
     action = jnp.where(any_of(~jnp.isfinite(action)), jnp.zeros_like(action), action)
     return _decode_box(action, params) if config.actions == "box5" else _decode_discrete(action, params)

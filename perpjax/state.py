@@ -163,9 +163,9 @@ def add(total: Money, *amounts: Float[Array, "..."]) -> Money:
         s = high + x
         back = s - high
         low = low + ((high - (s - back)) + (x - back))
-        high = s + low
-        low = low - (high - s)
-    return high, low
+        high = s
+    s = high + low
+    return s, low - (s - high)
 
 
 def add_each(ledger: Ledger, **amounts: Float[Array, ""]) -> Ledger:
