@@ -131,12 +131,12 @@ def by_tile(x: Num[Array, "columns ..."]) -> Num[Array, "..."]:
     For what a loop over lots reads many columns of at once: in a large batch those lie whole pages apart, fall into the
     same set of the cache and evict each other.
     """
-    return _row_major(jnp.moveaxis(x, 0, -2)) if x.ndim > 1 else x
+    return _row_major(jnp.moveaxis(x, 0, -2)) if x.ndim > 2 else x
 
 
 def by_column(x: Num[Array, "..."]) -> Num[Array, "columns ..."]:
     """What `by_tile` was given."""
-    return jnp.moveaxis(x, -2, 0) if x.ndim > 1 else x
+    return jnp.moveaxis(x, -2, 0) if x.ndim > 2 else x
 
 
 def touch(
