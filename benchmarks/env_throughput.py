@@ -7,9 +7,9 @@
 Four sides step the same number of environments on the same bars:
 
     limit        the bare step as a loop written by hand (`benchmarks/limit.py`), a call for every step
-    bare         `jax.vmap(PerpEnv.step)`, a jitted `lax.scan` over the steps, its state donated, the environments
+    bare         `VecEnv(PerpEnv)`, a jitted `lax.scan` over the steps, its state donated, the environments
                  spread over `--devices` devices: XLA counts a CPU as one, and uses two cores of it badly
-    auto-reset   the same of `AutoReset(PerpEnv)`, with episodes of 672 bars that end at different times
+    auto-reset   `VecEnv(AutoReset(PerpEnv))`, with episodes of 672 bars that end at different times
     rival        TorchTrade (`benchmarks/rival.py`), which resets itself, a call for every step
 
 The machine may be noisy, so the sides take turns, and a ratio is that of two neighbours: the median of all pairs, with
@@ -42,7 +42,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from perpjax import AutoReset, EnvConfig, EnvParams, Market, PerpEnv, Segments, State, load_market, slice_market
+from perpjax import AutoReset, EnvConfig, EnvParams, Market, PerpEnv, Segments, State, VecEnv, load_market, slice_market
 from perpjax.orders import sample_action
 from train.checkpoint import write_json
 
@@ -125,11 +125,11 @@ def count_steps(num_envs: int) -> int:
 
 def step_all(env: PerpEnv | AutoReset, state: State, actions: Int[Array, "steps envs 5"]) -> State:
     """The state after all steps."""
-    return jax.lax.scan(lambda state, action: (jax.vmap(env.step)(state, action), None), state, actions)[0]
+    return jax.lax.scan(lambda state, action: (VecEnv(env).step(state, action), None), state, actions)[0]
 
 
-SHARED, BY_ENV, BY_STEP = PartitionSpec(), PartitionSpec("envs"), PartitionSpec(None, "envs")
-"""How the environment, its states and the actions of all steps lie on the devices."""
+SHARED, BY_STEP = PartitionSpec(), PartitionSpec(None, "envs")
+"""How the environment and the actions of all steps lie on the devices."""
 
 
 @functools.cache
@@ -138,16 +138,27 @@ def all_devices() -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), ("envs",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def spread(tree: Any, spec: PartitionSpec) -> Any:
+def lay_out(state: State) -> State:
+    """How the arrays of the states lie on the devices."""
+
+    def split(axis: int, x: Array) -> PartitionSpec:
+        return PartitionSpec(*[None] * (axis % x.ndim), "envs")
+
+    return jax.tree.map(split, VecEnv.axes(state), state)
+
+
+def spread(tree: Any, specs: Any) -> Any:
     """The arrays, put where `run_steps` wants them."""
-    return jax.device_put(tree, jax.sharding.NamedSharding(all_devices(), spec))
+    shardings = jax.tree.map(lambda spec: jax.sharding.NamedSharding(all_devices(), spec), specs)
+    return jax.device_put(tree, shardings)
 
 
 @functools.partial(jax.jit, donate_argnums=1)
 def run_steps(env: PerpEnv | AutoReset, state: State, actions: Int[Array, "steps envs 5"]) -> State:
     """`step_all` on all devices; the environments have nothing to tell each other."""
-    specs = (SHARED, BY_ENV, BY_STEP)
-    return jax.shard_map(step_all, mesh=all_devices(), in_specs=specs, out_specs=BY_ENV, check_vma=False)(
+    by_env = lay_out(state)
+    specs = (SHARED, by_env, BY_STEP)
+    return jax.shard_map(step_all, mesh=all_devices(), in_specs=specs, out_specs=by_env, check_vma=False)(
         env, state, actions
     )
 
@@ -155,7 +166,7 @@ def run_steps(env: PerpEnv | AutoReset, state: State, actions: Int[Array, "steps
 @functools.partial(jax.jit, static_argnums=1)
 def reset_all(env: PerpEnv | AutoReset, num_envs: int) -> State:
     """Fresh ones."""
-    return jax.vmap(env.reset)(jax.random.split(jax.random.key(0), num_envs))
+    return VecEnv(env).reset(jax.random.split(jax.random.key(0), num_envs))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -181,7 +192,7 @@ class Trading(NamedTuple):
             state = state.replace(end=jnp.minimum(state.end, state.t + left))
         before, after = (spread(draw_actions(jax.random.key(seed), steps, num_envs), BY_STEP) for seed in (2, 3))
         env = spread(env, SHARED)
-        return cls(env, run_steps(env, spread(state, BY_ENV), before), after)
+        return cls(env, run_steps(env, spread(state, lay_out(state)), before), after)
 
     @classmethod
     def begin_bare(cls, market: Market, num_envs: int, steps: int) -> "Trading":
@@ -217,7 +228,8 @@ def make_sides(market: Market, num_envs: int, missing: set[str]) -> tuple[dict[s
         from benchmarks.limit import Limit
 
         limit, rows = Limit(bare.env), np.asarray(bare.actions)
-        sides["limit"] = Side(lambda: limit.load(bare.state), lambda _: [limit.step(row) for row in rows])
+        start = jax.tree.map(lambda axis, x: jnp.moveaxis(x, axis, 0), VecEnv.axes(bare.state), bare.state)
+        sides["limit"] = Side(lambda: limit.load(start), lambda _: [limit.step(row) for row in rows])
     if "rival" not in missing:
         from benchmarks.rival import Rival
 
@@ -262,15 +274,16 @@ def measure_speeds(market: Market, num_envs: int, repeats: int, missing: set[str
 # COUNT
 
 
-def count_bytes_accessed(market: Market, num_envs: int = 4096) -> float:
-    """Bytes a bare step reads and writes for one environment, as XLA counts: all of a market that it takes rows from.
+def count_bytes_accessed(market: Market, num_envs: int = 128) -> float:
+    """Bytes a bare step reads and writes for one environment, as XLA counts.
 
-    So the market has 4000 bars.
+    It counts all of a market that rows are taken from, so the market is short; and the body of a loop once, so there
+    are as few environments as are stepped without one: all their slots count.
     """
     env = PerpEnv(slice_market(market, 0, 4000))
     state = reset_all(env, num_envs)
     (action,) = draw_actions(jax.random.key(1), 1, num_envs)
-    step = jax.jit(lambda env, state, action: jax.vmap(env.step)(state, action))
+    step = jax.jit(lambda env, state, action: VecEnv(env).step(state, action))
     return step.lower(env, state, action).compile().cost_analysis()["bytes accessed"] / num_envs
 
 

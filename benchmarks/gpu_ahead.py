@@ -19,7 +19,7 @@ as if no launch overlapped with another kernel's traffic, which is the careful s
 - as bytes: what kernels read and write. Of an array that is gathered from or sliced what is taken from it, of an update
   in place the update. Nothing is kept in a cache between kernels, and no transaction is wider than what is asked for.
 
-The programs: the vmapped `PerpEnv.step`; a step of a `lax.scan` rollout, with actions drawn and ended episodes reset;
+The programs: `VecEnv(PerpEnv).step`; a step of a `lax.scan` rollout, with actions drawn and ended episodes reset;
 the same with a key for each environment's action ("N keys"), instead of one draw for all.
 """
 
@@ -42,7 +42,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from perpjax import AutoReset, EnvConfig, PerpEnv, load_market
+from perpjax import AutoReset, EnvConfig, PerpEnv, VecEnv, load_market
 from perpjax.orders import sample_action
 from train.checkpoint import write_json
 
@@ -388,7 +388,7 @@ def count_step(env: PerpEnv, num_envs: int, branches: Branches) -> list[Kernel]:
     """The kernels of the bare step."""
     state, key = _abstract_state(env, num_envs)
     actions = jax.eval_shape(lambda key: draw_batch(key, env.config, num_envs), key)
-    program = compile_ahead(lambda env, state, actions: jax.vmap(env.step)(state, actions), env, state, actions)
+    program = compile_ahead(lambda env, state, actions: VecEnv(env).step(state, actions), env, state, actions)
     return count(program, program.entry, branches)
 
 
@@ -397,7 +397,7 @@ def count_rollout(env: PerpEnv, num_envs: int, branches: Branches, draw: Draw) -
 
     def rollout(env: AutoReset, state: Any, keys: Array) -> Any:
         def step(state: Any, key: Array) -> tuple[Any, None]:
-            return jax.vmap(env.step)(state, draw(key, env.env.config, num_envs)), None
+            return VecEnv(env).step(state, draw(key, env.env.config, num_envs)), None
 
         return jax.lax.scan(step, state, keys)[0]
 
@@ -412,7 +412,7 @@ def count_rollout(env: PerpEnv, num_envs: int, branches: Branches, draw: Draw) -
 def _abstract_state(env: PerpEnv | AutoReset, num_envs: int) -> tuple[Any, Any]:
     """The shapes of a batch of states, and of a key."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(lambda env, key: jax.vmap(env.reset)(jax.random.split(key, num_envs)), env, key), key
+    return jax.eval_shape(lambda env, key: VecEnv(env).reset(jax.random.split(key, num_envs)), env, key), key
 
 
 PROGRAMS: dict[str, Callable[[PerpEnv, int, Branches], list[Kernel]]] = {

@@ -8,7 +8,7 @@ from perpjax.orders import Order, Verdict
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.risk import review
 from perpjax.state import Account, Ledger, Lots, State
-from perpjax.wrappers import AutoReset
+from perpjax.wrappers import AutoReset, VecEnv
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "PerpEnv",
     "Segments",
     "State",
+    "VecEnv",
     "Verdict",
     "build_market",
     "concatenate_markets",

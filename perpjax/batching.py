@@ -5,6 +5,7 @@ trailing axes by numpy's rules: a lot's field is [lots] or [lots, batch], a pric
 axis is what a CPU's vector units and a GPU's threads read side by side; docs/performance.md has what it is worth.
 """
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -31,45 +32,98 @@ SHARE = 256
 """`where_rows` computes one of so many elements at a time: about as many as there are episodes that end at once."""
 ROWS = 16
 """But at least so many."""
+MANY = 256
+"""From so many environments on a CPU goes through their lots slot by slot, see `moments.each_lot`."""
+CHUNK = 1024
+"""So many environments a CPU steps at a time, if they are too many for its caches."""
+TOO_MANY = 16 * CHUNK
+"""So many are."""
+SHARED = -1
+"""The batch axis of what has none."""
+
+slot_by_slot = contextvars.ContextVar("slot_by_slot", default=False)
+"""Whether what is traced is a step of many environments, to be compiled for a CPU; see `moments.each_lot`."""
 
 
-def batch_last(returns: Callable[..., Any]) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Make `jax.vmap` call `step(env, *args)` once, with the batch on the last axes of every array.
+def batch_last(extra: jax.ShapeDtypeStruct) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Make `jax.vmap` call `step(env, state, *args) -> (state, extra)` once, with the batch on the last axes of arrays.
 
-    That is one axis, or two on a CPU: tiles and the environments of a tile, see `by_tile`. What is shared by the batch
-    in `env` (the market, mostly) stays as it is; of its own it may have one number for each element, no arrays: with
-    those, as with a `vmap` around another one, the axis is the ordinary leading one.
+    That is one axis, or two on a CPU: tiles and the environments of a tile, see `by_tile`. There a large batch is a
+    loop over `CHUNK` environments at a time, which changes the state in place. What comes back has the batch on the
+    axis where it was in the state; where that is the last, nothing is moved or copied (see `VecEnv`).
+
+    What is shared by the batch in `env` (the market, mostly) stays as it is; of its own it may have one number for each
+    element, no arrays: with those, as with a `vmap` around another one, a step is batched in the ordinary way.
 
     Args:
-      returns: from `env` and `args` to something of the structure, shapes and types that `step` returns, so that it
-        need not be traced for them.
+      extra: shape and type of what one environment returns beside its state.
     """
 
     def decorate(step: Callable[..., T]) -> Callable[..., T]:
         step = _named(step)
 
-        def vmapped(size: int, batched: list, env: Any, *args: Any) -> T:
-            args = _spread(size, batched[1:], list(args))
-            batched = batched[0], *jax.tree.map(lambda _: True, batched[1:])
-            axes = jax.tree.map(lambda b: 0 if b else None, batched)
-            leading = jax.vmap(step, axes, axis_size=size)
-            if any(jax.tree.leaves(jax.tree.map(lambda b, x: b and x.ndim > 1, batched[0], env))):
-                return leading(env, *args)
+        def returns(env: Any, state: Any, *args: Any) -> T:
+            return state, jnp.zeros(extra.shape, extra.dtype)
 
-            def call(shape: tuple[int, ...], lay_out: Callable[[Array], Array], *args: Any) -> T:
-                def turn(x: Array) -> Array:
-                    return lay_out(_to_last(x)).reshape(*x.shape[1:], *shape)
+        def vmapped(size: int, axes: list, env: Any, *args: Any) -> tuple[T, T]:
+            axes[1:], args = _spread(size, axes[1:], list(args))
+            out_axes = axes[1], len(extra.shape)
+            vmap = functools.partial(jax.vmap, in_axes=_in_axes(axes), out_axes=out_axes, axis_size=size)
 
-                turned = jax.tree.map(lambda b, x: turn(x) if b else x, batched, args)
-                return jax.tree.map(lambda x: _to_first(x.reshape(*x.shape[: -len(shape)], size)), step(*turned))
+            def run(shape: tuple[int, ...], lay_out: Callable[[Array], Array], env: Any, *args: Any) -> T:
+                def turn(axis: int, x: Array) -> Array:
+                    if axis == SHARED:
+                        return x
+                    turned = jnp.moveaxis(x, axis, -1)
+                    turned = turned if axis == x.ndim - 1 else lay_out(turned)
+                    return turned.reshape(*turned.shape[:-1], *shape)
 
-            def on_cpu(*args: Any) -> T:
-                shape = (-1, TILE) if size % TILE == 0 else (-1,)
-                return jax.tree.map(_batch_innermost, call(shape, _row_major, *args))
+                def turn_back(axis: int, x: Array) -> Array:
+                    return jnp.moveaxis(x.reshape(*x.shape[: -len(shape)], -1), -1, axis)
 
-            default = functools.partial(call, (-1,), lambda x: x)
-            like = jax.vmap(returns, axes, axis_size=size)
-            return _deferred(on_cpu, default, like, _vmap_all(leading), env, *args)
+                def unless_kept(axis: int, now: Array, turned: Array, before: Array) -> Array:
+                    return before if now is turned else turn_back(axis, now)
+
+                turned_env, *turned = jax.tree.map(turn, axes, [env, *args])
+                state, more = step(turned_env, *turned)
+                return jax.tree.map(unless_kept, axes[1], state, turned[0], args[0]), turn_back(out_axes[1], more)
+
+            def some_on_cpu(some: int, *args: Any) -> T:
+                token = slot_by_slot.set(some >= MANY)
+                try:
+                    state, more = run((-1, TILE) if some % TILE == 0 else (-1,), _row_major, *args)
+                finally:
+                    slot_by_slot.reset(token)
+                return jax.tree.map(_batch_innermost, axes[1], state), more
+
+            def on_cpu(env: Any, *args: Any) -> T:
+                if size < TOO_MANY or size % CHUNK:
+                    return some_on_cpu(size, env, *args)
+
+                def cut(first: Array, axes: Any, tree: Any) -> Any:
+                    def part(axis: int, x: Array) -> Array:
+                        return x if axis == SHARED else lax.dynamic_slice_in_dim(x, first, CHUNK, axis)
+
+                    return jax.tree.map(part, axes, tree)
+
+                def do_some(i: Array, carry: T) -> T:
+                    # All that a step reads of the state is read in one stage; what it writes need not be kept before.
+                    now = stage(lambda first, state: cut(first, axes[1], state))(i * CHUNK, carry[0])
+                    some_env, *some = cut(i * CHUNK, [axes[0], *axes[2:]], [env, *args[1:]])
+
+                    def put(axis: int, whole: Array, new: Array, old: Array | None = None) -> Array:
+                        return whole if new is old else lax.dynamic_update_slice_in_dim(whole, new, i * CHUNK, axis)
+
+                    state, more = some_on_cpu(CHUNK, some_env, now, *some)
+                    return jax.tree.map(put, axes[1], carry[0], state, now), put(out_axes[1], carry[1], more)
+
+                more = jnp.zeros((*extra.shape, size), extra.dtype)
+                return lax.fori_loop(0, size // CHUNK, do_some, (args[0], more))
+
+            default = functools.partial(run, (-1,), lambda x: x)
+            if any(jax.tree.leaves(jax.tree.map(lambda axis, x: axis != SHARED and x.ndim > 1, axes[0], env))):
+                default = on_cpu = vmap(step)
+            return _deferred(on_cpu, default, vmap(returns), _vmap_all(vmap(step)), env, *args), out_axes
 
         run = functools.partial(_deferred, step, step, returns, vmapped)
         return functools.wraps(step)(lambda *args: run(*args))
@@ -77,27 +131,25 @@ def batch_last(returns: Callable[..., Any]) -> Callable[[Callable[..., T]], Call
     return decorate
 
 
-def _spread(size: int, batched: T, tree: T) -> T:
-    """Give every leaf the leading batch axis."""
-    return jax.tree.map(lambda b, x: x if b else jnp.broadcast_to(x, (size, *jnp.shape(x))), batched, tree)
+def _spread(size: int, axes: T, tree: T) -> tuple[T, T]:
+    """Give every leaf a batch axis: the first, where it has none."""
+    tree = jax.tree.map(lambda axis, x: jnp.broadcast_to(x, (size, *jnp.shape(x))) if axis == SHARED else x, axes, tree)
+    return jax.tree.map(lambda axis: max(axis, 0), axes), tree
 
 
-def _batch_innermost(x: Array) -> Array:
+def _in_axes(axes: list) -> tuple:
+    """For `jax.vmap`."""
+    return jax.tree.map(lambda axis: None if axis == SHARED else axis, tuple(axes))
+
+
+def _batch_innermost(axis: int, x: Array) -> Array:
     """Lay [batch, lots] out like [lots, batch]; rows of an observation stay rows."""
-    return with_layout_constraint(x, Layout((1, 0))) if x.ndim == 2 and x.shape[1] <= NARROW else x
+    return with_layout_constraint(x, Layout((1, 0))) if axis == 0 and x.ndim == 2 and x.shape[1] <= NARROW else x
 
 
 def _row_major(x: Array) -> Array:
     """Lay x out as its shape says; so the copy of a loop's state is the one that a stage would ask for anyway."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if x.ndim > 1 else x
-
-
-def _to_last(x: Array) -> Array:
-    return jnp.moveaxis(x, 0, -1) if x.ndim > 1 else x
-
-
-def _to_first(x: Array) -> Array:
-    return jnp.moveaxis(x, -1, 0) if x.ndim > 1 else x
 
 
 def stage(function: Callable[..., T]) -> Callable[..., T]:
@@ -114,6 +166,8 @@ def stage(function: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(function)
     def call(*args: Any) -> T:
+        if slot_by_slot.get():
+            return on_cpu(*args)
         return lax.platform_dependent(*args, cpu=on_cpu, default=jitted)
 
     return _named(call)
@@ -220,10 +274,9 @@ def where_rows(
     def alone(predicate: Array, otherwise: T, *operands: Any) -> T:
         return lax.cond(predicate, lambda _, *xs: function(*xs), lambda old, *_: old, otherwise, *operands)
 
-    def vmapped(size: int, batched: list, predicate: Array, otherwise: T, *operands: Any) -> T:
-        predicate, otherwise = _spread(size, batched[:2], [predicate, otherwise])
-        batched = tuple(batched[2:])
-        axes = jax.tree.map(lambda b: 0 if b else None, batched)
+    def vmapped(size: int, axes: list, predicate: Array, otherwise: T, *operands: Any) -> tuple[T, T]:
+        axes[:2], (predicate, otherwise) = _spread(size, axes[:2], [predicate, otherwise])
+        out_axes, in_axes = axes[1], _in_axes(axes[2:])
         some = min(rows or max(ROWS, size // SHARE), size)
 
         def on_cpu(predicate: Array, otherwise: T, *operands: Any) -> T:
@@ -231,21 +284,30 @@ def where_rows(
                 left, out = carry
                 asks, index = lax.top_k(left.astype(jnp.float32), some)  # a quarter of the time of jnp.nonzero
                 index = jnp.where(asks > 0, index, size)
-                taken = jax.tree.map(lambda b, x: x.at[index].get(mode="clip") if b else x, batched, operands)
-                new = jax.vmap(function, axes, axis_size=some)(*taken)
-                out = jax.tree.map(lambda x, y: _batch_innermost(x.at[index].set(y, mode="drop")), out, new)
-                return left.at[index].set(False, mode="drop"), out
+
+                def take(axis: int, x: Array) -> Array:
+                    return x if axis == SHARED else x.at[(slice(None),) * axis + (index,)].get(mode="clip")
+
+                def put(axis: int, x: Array, y: Array) -> Array:
+                    return _batch_innermost(axis, x.at[(slice(None),) * axis + (index,)].set(y, mode="drop"))
+
+                new = jax.vmap(function, in_axes, out_axes, axis_size=some)(
+                    *jax.tree.map(take, tuple(axes[2:]), operands)
+                )
+                return left.at[index].set(False, mode="drop"), jax.tree.map(put, out_axes, out, new)
 
             return lax.while_loop(lambda carry: jnp.any(carry[0]), do_some, (predicate, otherwise))[1]
 
         def select(predicate: Array, otherwise: T, *operands: Any) -> T:
-            new = jax.vmap(function, axes, axis_size=size)(*operands)
-            return jax.vmap(lambda p, *xs: jax.tree.map(lambda x, y: jnp.where(p, x, y), *xs))(
-                predicate, new, otherwise
-            )
+            new = jax.vmap(function, in_axes, out_axes, axis_size=size)(*operands)
 
-        again = _vmap_all(jax.vmap(alone, (0, 0, *axes), axis_size=size))
-        return _deferred(on_cpu, select, like_otherwise, again, predicate, otherwise, *operands)
+            def choose(p: Array, new: T, otherwise: T) -> T:
+                return jax.tree.map(lambda x, y: jnp.where(p, x, y), new, otherwise)
+
+            return jax.vmap(choose, (0, out_axes, out_axes), out_axes)(predicate, new, otherwise)
+
+        again = _vmap_all(jax.vmap(alone, (0, out_axes, *in_axes), out_axes, axis_size=size))
+        return _deferred(on_cpu, select, like_otherwise, again, predicate, otherwise, *operands), out_axes
 
     def like_otherwise(_: Array, otherwise: T, *operands: Any) -> T:
         return otherwise
@@ -261,8 +323,8 @@ def _deferred(cpu: Callable[..., T], default: Callable[..., T], returns: Callabl
 
     Args:
       returns: `returns(*args)` is of the structure, shapes and types of the result.
-      vmapped: `vmapped(size, batched, *args)` is the result of a batch: `batched` says which leaves have a leading
-        axis of that size; all of the result have one.
+      vmapped: `vmapped(size, axes, *args)` is the result of a batch and its batch axes: of each leaf the axis of that
+        size, or `SHARED`.
     """
     leaves, tree = jax.tree.flatten(args)
     shapes = jax.eval_shape(returns, *args)
@@ -275,9 +337,10 @@ def _deferred(cpu: Callable[..., T], default: Callable[..., T], returns: Callabl
 
         return call
 
-    def batch(size: int, batched: list[bool], *leaves: Array) -> list[Array]:
-        batched, args = jax.tree.unflatten(tree, batched), jax.tree.unflatten(tree, leaves)
-        return jax.tree.leaves(vmapped(size, list(batched), *args))
+    def batch(size: int, axes: list[int], *leaves: Array) -> tuple[list[Array], list[int]]:
+        axes, args = jax.tree.unflatten(tree, axes), jax.tree.unflatten(tree, leaves)
+        out, out_axes = vmapped(size, list(axes), *args)
+        return jax.tree.leaves(out), jax.tree.leaves(out_axes)
 
     avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in jax.tree.leaves(shapes))
     out = _deferred_p.bind(*leaves, cpu=flat(cpu), default=flat(default), batch=batch, avals=avals)
@@ -287,18 +350,16 @@ def _deferred(cpu: Callable[..., T], default: Callable[..., T], returns: Callabl
 def _vmap_all(function: Callable[..., T]) -> Callable[..., T]:
     """For `_deferred`: a batch of batches, in the ordinary way."""
 
-    def vmapped(size: int, batched: list, *args: Any) -> T:
-        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
-        return jax.vmap(function, axes, axis_size=size)(*args)
+    def vmapped(size: int, axes: list, *args: Any) -> tuple[T, T]:
+        out = jax.vmap(function, _in_axes(axes), axis_size=size)(*args)
+        return out, jax.tree.map(lambda _: 0, out)
 
     return vmapped
 
 
 def _batch_deferred(leaves: list[Array], axes: list[int | None], batch: Callable, **_: Any) -> tuple[list, list]:
     (size,) = {x.shape[axis] for x, axis in zip(leaves, axes, strict=True) if axis is not None}
-    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(leaves, axes, strict=True)]
-    out = batch(size, [axis is not None for axis in axes], *moved)
-    return out, [0] * len(out)
+    return batch(size, [SHARED if axis is None else axis for axis in axes], *leaves)
 
 
 _deferred_p = Primitive("deferred")

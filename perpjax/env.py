@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from perpjax._pytree import pytree
 from perpjax.batching import batch_last, stage
 from perpjax.instrument import Instrument
-from perpjax.lots import count, hold, keep, live, open_lot, settle
+from perpjax.lots import Life, count, count_used, live, open_lot
 from perpjax.margin import open_bar
 from perpjax.market import Market, PackedBar, find_segment, pick_start
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
@@ -21,7 +21,7 @@ from perpjax.orders import CLOSE, check_action, decode
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rewards import log_return, shaped
 from perpjax.risk import Exposure, Review, is_ruined, review
-from perpjax.state import Account, Holdings, Money, State, account_side, add, add_each, open_account, sum_up
+from perpjax.state import Account, Holdings, Money, State, account_side, add, add_each, open_account
 
 
 @pytree(static=("config",))
@@ -72,7 +72,7 @@ class PerpEnv:
         new, view = plain._trade(state.replace(obs=None), action)
         return new.replace(obs=self.observe(new.t, view))
 
-    @batch_last(returns=lambda env, state, action: (state, jnp.zeros(len(ACCOUNT_FEATURES))))
+    @batch_last(extra=jax.ShapeDtypeStruct((len(ACCOUNT_FEATURES),), jnp.float32))
     def _trade(self, state: State, action: Array) -> tuple[State, Float[Array, "9 ..."]]:
         """Section 3 of the contract, in its order. The next state, and what its observation says of the account."""
         params, config = self.params, self.config
@@ -87,7 +87,8 @@ class PerpEnv:
         against = account_side(account.lots) if config.opposite == "close" and config.actions == "box5" else None
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
-        lots, opening = open_bar(account.lots, bar, instrument)
+        used = count_used(account.lots)
+        lots, opening = open_bar(account.lots, used, bar, instrument)
         wallet = _post((account.wallet, account.wallet_low), (opening.funding, opening.losses), ())
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
@@ -100,21 +101,18 @@ class PerpEnv:
             margin=opening.margin,
         )
         order = _review(config)(action, against, exposure, bar, instrument, params)
-        book = open_lot(lots, order, instrument)
+        entry = open_lot(order, opening.free, instrument)
         side = jnp.where(order.opens, order.side, opening.side)
         entry_notional = jnp.where(order.opens, order.notional, 0)
         entry_fee = params.taker_fee * entry_notional
 
-        # 7. Candles. 8. Timeout. A lot that was closed at the open sees neither.
-        end, fill = live(book, bar, side, order.closes, config.intrabar, params)
-
-        # 9. Exits.
-        exits = settle(book, end, fill, side, tick_value, params)
+        # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
+        life = Life(entry, bar, side, order.closes, bars, tick_value, config.intrabar, config.max_lots, params)
+        lots, exits, held = live(lots, used, life)
         liquidated = opening.liquidated + exits.events["liquidated"]
         wallet = _post(wallet, (entry_fee, exits.fees, exits.losses), (exits.realised,))
 
         # 10. Mark to market.
-        held = hold(book, end, bars, side, bar, tick_value)
         equity = jnp.where(over, state.equity, wallet[0] + held.floating)
 
         # 11. Reward and flags.
@@ -149,7 +147,7 @@ class PerpEnv:
             terminated=terminated,
             truncated=truncated,
             equity=equity,
-            account=Account(*wallet, keep(book.write(), end, bars), ledger),
+            account=Account(*wallet, lots, ledger),
         )
         return new, _observe(held, config.max_lots, equity, bar, tick_value, params)
 
@@ -172,7 +170,7 @@ class PerpEnv:
         account = open_account(self.params.initial_equity, self.config.max_lots)
         no, equity = jnp.zeros((), bool), account.wallet
         one = jnp.ones_like(equity)
-        nothing = sum_up(account.lots.each(), one, one)
+        nothing = Holdings.of(jax.tree.map(lambda x: x[0], account.lots), one)
         return State(
             t=t,
             obs=self.observe(t, observe_account(nothing, self.config.max_lots, equity, one, one, self.params)),

@@ -1,5 +1,6 @@
 """The life of a lot: how it opens, what a bar does to it, what its end brings."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,54 +15,37 @@ from perpjax.batching import any_of, by_column, by_tile, fold, stage
 from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit, Paths, at_candle, find, follow
-from perpjax.margin import liquidation_ticks
+from perpjax.margin import NO_SLOT, liquidation_ticks
 from perpjax.market import PackedBar
+from perpjax.moments import Moment, each_lot
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
-from perpjax.state import COUNTS, Holdings, Lots, sum_up
+from perpjax.state import COUNTS, Holdings, Lots
 
 
-@pytree
-class Book:
-    """The lots of an account, and one that opens but is not written into its slot yet.
+class Entry(NamedTuple):
+    """A lot that opens, and where."""
 
-    Whoever needs them writes it, in its own `stage`: that costs less than to store nine fields.
-    """
-
-    lots: Lots
-    new: Lots
-    """One, without an axis for slots."""
+    lot: Lots
     slot: Int[Array, "..."]
-    """Where it goes; no slot if none opens."""
-
-    def write(self) -> Lots:
-        """All of them."""
-        return self._write(self.lots, lax.broadcasted_iota(jnp.int32, self.lots.quantity.shape, 0))
-
-    def each(self) -> list[Lots]:
-        """All of them, one after the other."""
-        return [self._write(lot, slot) for slot, lot in enumerate(self.lots.each())]
-
-    def _write(self, lots: Lots, slot: Int[Array, "..."] | int) -> Lots:
-        return jax.tree.map(lambda new, old: jnp.where(slot == self.slot, new, old), self.new, lots)
+    """`NO_SLOT` if none opens."""
 
 
-def open_lot(lots: Lots, order: Review, instrument: Instrument) -> Book:
-    """Put an accepted order in the lowest free slot, with its liquidation price."""
+def open_lot(order: Review, free: Int[Array, "..."], instrument: Instrument) -> Entry:
+    """The lot of an accepted order, with its liquidation price, for the lowest free slot."""
     level = stage(liquidation_ticks)(order.side, order.entry, order.quantity, order.margin, instrument)
-    new = Lots(
+    lot = Lots(
         order.side, order.quantity, order.entry, order.margin, order.leverage, order.stop, order.target, level,
         age=jnp.zeros_like(order.verdict),
     )  # fmt: skip
-    return Book(lots, new, _find_slot(lots.quantity, order.opens))
+    return Entry(lot, jnp.where(order.opens, free, NO_SLOT))
 
 
 @stage
-def _find_slot(quantity: Float[Array, "lots ..."], opens: Bool[Array, "..."]) -> Int[Array, "..."]:
-    """The lowest free slot where a lot opens; no slot elsewhere."""
-    slots = quantity.shape[0]
-    free = fold(jnp.minimum, jnp.where(quantity == 0, lax.broadcasted_iota(jnp.int32, quantity.shape, 0), slots))
-    return jnp.where(opens, free, slots)
+def count_used(lots: Lots) -> Int[Array, "..."]:
+    """Slots in use: from the first to the last that holds a lot."""
+    slots = lax.broadcasted_iota(jnp.int32, lots.quantity.shape, 0)
+    return fold(jnp.maximum, jnp.where(lots.quantity > 0, slots + 1, 0))
 
 
 class End(NamedTuple):
@@ -74,10 +58,6 @@ class End(NamedTuple):
         """`Exit` in bits 0 to 2, the candle in 3 to 10, ambiguous in 11, kept in 12."""
         word = how | candle << 3 | ambiguous.astype(jnp.int32) << 11 | kept.astype(jnp.int32) << 12
         return cls(word.astype(jnp.int16))
-
-    def each(self) -> "list[End]":
-        """One after the other, of an array with the lots first."""
-        return [End(word) for word in self.word]
 
     @property
     def how(self) -> Int[Array, "..."]:
@@ -122,71 +102,19 @@ class Tally:
     bits: int
 
     @classmethod
-    def of(cls, flags: list[dict[str, Bool[Array, "..."]]]) -> "Tally":
-        """Of lots, one after the other."""
-        names, bits = tuple(flags[0]), len(flags).bit_length()
+    def of(cls, flags: dict[str, Bool[Array, "..."]], most: int) -> "Tally":
+        """Of one lot, of at most so many that are added up."""
+        names, bits = tuple(flags), most.bit_length()
         words = []
         for i in range(0, len(names), 31 // bits):
             some = names[i : i + 31 // bits]
-            ones = (jnp.where(lot[name], 1 << bits * j, 0) for lot in flags for j, name in enumerate(some))
+            ones = (jnp.where(flags[name], 1 << bits * j, 0) for j, name in enumerate(some))
             words.append(functools.reduce(jnp.add, ones))
         return cls(words, names, bits)
 
     def __getitem__(self, name: str) -> Int[Array, "..."]:
         word, place = divmod(self.names.index(name), 31 // self.bits)
         return self.words[word] >> self.bits * place & (1 << self.bits) - 1
-
-
-def live(
-    book: Book, bar: PackedBar, side: Float[Array, "..."], closes: Bool[Array, "..."], rule: Intrabar, params: EnvParams
-) -> tuple[End, Float[Array, "lots ..."]]:
-    """What a bar does to each lot: a close at its open, its candles, or the end of the time that a lot may be held.
-
-    Args:
-      side: of the account, +1 or -1.
-      closes: whether a close order was accepted.
-      rule: see `intrabar.resolve`.
-
-    Returns:
-      How each lot ended, and the price at which it was filled; 0 where none was.
-    """
-    paths = _follow(bar, side)
-    end = _live(rule)(book, bar, paths, side, closes, params)
-    return end, _fill(book, end, bar, paths, side, params)
-
-
-@stage
-def _follow(packed: PackedBar, side: Float[Array, "..."]) -> Paths:
-    """See `intrabar.follow`; `by_tile`."""
-    return jax.tree.map(by_tile, follow(packed.unpack(), side, packed.has_mark))
-
-
-@functools.cache
-def _live(rule: Intrabar) -> Callable[..., End]:
-    @stage
-    def live(book: Book, packed: PackedBar, paths: Paths, side: Array, closes: Array, params: EnvParams) -> End:
-        lots = book.write()
-        held = lots.quantity > 0
-        hit = find(jax.tree.map(by_column, paths), lots, side, rule)
-        due = held & is_due(lots.age + 1, params) & any_of(packed.unpack().valid)
-        how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
-        how = jnp.where(closes & held, Exit.CLOSED, how)
-        return End.pack(how, hit.candle, hit.ambiguous & ~closes, held & (how == Exit.NONE))
-
-    return live
-
-
-@stage
-def _fill(
-    book: Book, end: End, packed: PackedBar, paths: Paths, side: Float[Array, "..."], params: EnvParams
-) -> Float[Array, "lots ..."]:
-    """The price at which each lot is filled; 0 where none is."""
-    lots, bar = book.write(), packed.unpack()
-    opened, extreme = (side * at_candle(by_column(path), end.candle) for path in (paths.opens, paths.worst))
-    stopped = fill_stop(side, lots.stop, opened, extreme, bar.atr, params)
-    at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
-    price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lots.target, at_market))
-    return jnp.where(end.how > Exit.LIQUIDATED, price, 0)
 
 
 class Exits(NamedTuple):
@@ -202,50 +130,128 @@ class Exits(NamedTuple):
     """By their name in `state.COUNTS`."""
 
 
+@dataclasses.dataclass
+class Life(Moment[tuple[End, Array], tuple[Exits, Holdings]]):
+    """The candles of a bar, what they end, and what is held after them.
+
+    Attributes:
+      entry: what opens before the first candle.
+      side: of the account, +1 or -1, and so of each lot.
+      closes: whether a close order was accepted: its lots see no candle.
+      bars: 1, or 0 for an episode that is over.
+      rule: see `intrabar.resolve`.
+      slots: lots the account can hold.
+    """
+
+    entry: Entry
+    bar: PackedBar
+    side: Float[Array, "..."]
+    closes: Bool[Array, "..."]
+    bars: Int[Array, "..."]
+    tick_value: Float[Array, "..."]
+    rule: Intrabar
+    slots: int
+    params: EnvParams
+
+    def __post_init__(self):
+        self.paths = _follow(self.bar, self.side)
+
+    def read(self, lot: Lots, slot: Int[Array, "..."] | int) -> Lots:
+        here = self.entry.slot == slot
+        return jax.tree.map(lambda new, old: jnp.where(here, new, old), self.entry.lot, lot)
+
+    def look(self, lot: Lots) -> tuple[End, Array]:
+        """How it ended, and the price at which it was filled; 0 where it was not."""
+        end = _live(self.rule)(lot, self.bar, self.paths, self.side, self.closes, self.params)
+        return end, _fill(lot, end, self.bar, self.paths, self.side, self.params)
+
+    def weigh(self, lot: Lots, facts: tuple[End, Array], slot: Int[Array, "..."] | int) -> tuple[Exits, Holdings]:
+        end, fill = facts
+        lot = lot.replace(side=self.side)  # a number fewer to read
+        exits = settle(lot, end, fill, self.tick_value, self.slots, self.params)
+        return exits, Holdings.of(keep(lot, end, self.bars), self.bar.unpack().mark_close[-1])
+
+    def write(self, lot: Lots, facts: tuple[End, Array]) -> dict[str, Array]:
+        return vars(keep(lot, facts[0], self.bars))
+
+    def add(self, a: tuple[Exits, Holdings], b: tuple[Exits, Holdings]) -> tuple[Exits, Holdings]:
+        return super().add(a[0], b[0]), a[1].plus(b[1])
+
+    def start(self, zeros: tuple[Exits, Holdings]) -> tuple[Exits, Holdings]:
+        exits, nothing = zeros
+        return exits, nothing._replace(brink=jnp.full_like(nothing.brink, -jnp.inf))
+
+
+def live(lots: Lots, used: Int[Array, "..."], life: Life) -> tuple[Lots, Exits, Holdings]:
+    """What is still held after a bar, one bar older; what the other lots brought; and the sum of what is held.
+
+    Args:
+      used: slots from here on are free, but for the one of the entry.
+    """
+    opens = life.entry.slot < NO_SLOT
+    used = jnp.where(opens, jnp.maximum(used, life.entry.slot + 1), used)
+    lots, (exits, held) = each_lot(life, lots, used)
+    return lots, exits, held.priced(life.tick_value)
+
+
 @stage
+def _follow(packed: PackedBar, side: Float[Array, "..."]) -> Paths:
+    """See `intrabar.follow`; `by_tile`."""
+    return jax.tree.map(by_tile, follow(packed.unpack(), side, packed.has_mark))
+
+
+@functools.cache
+def _live(rule: Intrabar) -> Callable[..., End]:
+    @stage
+    def live(lots: Lots, packed: PackedBar, paths: Paths, side: Array, closes: Array, params: EnvParams) -> End:
+        held = lots.quantity > 0
+        hit = find(jax.tree.map(by_column, paths), lots, side, rule)
+        due = held & is_due(lots.age + 1, params) & any_of(packed.unpack().valid)
+        how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
+        how = jnp.where(closes & held, Exit.CLOSED, how)
+        return End.pack(how, hit.candle, hit.ambiguous & ~closes, held & (how == Exit.NONE))
+
+    return live
+
+
+@stage
+def _fill(
+    lots: Lots, end: End, packed: PackedBar, paths: Paths, side: Float[Array, "..."], params: EnvParams
+) -> Float[Array, "..."]:
+    """The price at which each lot is filled; 0 where none is."""
+    bar = packed.unpack()
+    opened, extreme = (side * at_candle(by_column(path), end.candle) for path in (paths.opens, paths.worst))
+    stopped = fill_stop(side, lots.stop, opened, extreme, bar.atr, params)
+    at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
+    price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lots.target, at_market))
+    return jnp.where(end.how > Exit.LIQUIDATED, price, 0)
+
+
 def settle(
-    book: Book,
+    lot: Lots,
     end: End,
-    fill: Float[Array, "lots ..."],
-    side: Float[Array, "..."],
+    fill: Float[Array, "..."],
     tick_value: Float[Array, "..."],
+    slots: int,
     params: EnvParams,
 ) -> Exits:
-    """Realise every exit and take its fee. After entry no lot ever costs more than its margin."""
+    """Realise the exit of a lot, if it ended, and take its fee. After entry no lot ever costs more than its margin.
 
-    def one(lot: Lots, end: End, fill: Array) -> tuple[Array, ...]:
-        notional = lot.quantity * fill * tick_value
-        profit = jnp.maximum(side * lot.quantity * (fill - lot.entry) * tick_value, -lot.margin)
-        profit = jnp.where(fill > 0, profit, 0)
-        fee = jnp.minimum(params.taker_fee * notional, lot.margin + profit)
-        return profit, fee, jnp.where(end.how == Exit.LIQUIDATED, lot.margin, 0), notional
-
-    money = zip(*map(one, book.each(), end.each(), fill), strict=True)
-    return Exits(*(sum(x[1:], x[0]) for x in money), Tally.of([x.events for x in end.each()]))
+    Args:
+      fill: 0 if there was none.
+      slots: at most so many exits are added up.
+    """
+    notional = lot.quantity * fill * tick_value
+    profit = jnp.maximum(lot.side * lot.quantity * (fill - lot.entry) * tick_value, -lot.margin)
+    profit = jnp.where(fill > 0, profit, 0)
+    fee = jnp.minimum(params.taker_fee * notional, lot.margin + profit)
+    loss = jnp.where(end.how == Exit.LIQUIDATED, lot.margin, 0)
+    return Exits(profit, fee, loss, notional, Tally.of(end.events, slots))
 
 
 def keep(lots: Lots, end: End, bars: Int[Array, "..."]) -> Lots:
     """What is still held, so many bars older; zeros in the other slots."""
     return jax.tree.map(lambda x: jnp.where(end.kept, x, 0), lots.replace(age=lots.age + bars))
-
-
-@stage
-def hold(
-    book: Book,
-    end: End,
-    bars: Int[Array, "..."],
-    side: Float[Array, "..."],
-    bar: PackedBar,
-    tick_value: Float[Array, "..."],
-) -> Holdings:
-    """What `keep` leaves, summed up and marked to the mark close of the bar.
-
-    Args:
-      side: of the account, and so of each lot: nine numbers fewer to read.
-    """
-    lots = [lot.replace(side=side) for lot in book.each()]
-    kept = [keep(lot, how, bars) for lot, how in zip(lots, end.each(), strict=True)]
-    return sum_up(kept, bar.unpack().mark_close[-1], tick_value)
 
 
 @stage

@@ -1,16 +1,20 @@
 """Maintenance margin, liquidation price and funding."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax.batching import stage, total
+from perpjax.batching import stage
 from perpjax.instrument import Instrument
 from perpjax.market import PackedBar
-from perpjax.state import Lots, sum_up, unrealised
+from perpjax.moments import Moment, each_lot
+from perpjax.state import Lots, gain
 
+NO_SLOT = 2**30
+"""More than any slot."""
 CEIL_SLACK = 2.0**-22
 """Fraction of the entry price by which a distance may exceed a whole tick and still count as that tick."""
 
@@ -74,18 +78,18 @@ def liquidation_ticks(
 
 
 def funding_payment(
-    side: Float[Array, "lots ..."],
-    quantity: Float[Array, "lots ..."],
-    margin: Float[Array, "lots ..."],
+    side: Float[Array, "..."],
+    quantity: Float[Array, "..."],
+    margin: Float[Array, "..."],
     funding_price: Float[Array, "..."],
     funding_rate: Float[Array, "..."],
     tick_value: Float[Array, "..."],
-) -> Float[Array, "lots ..."]:
+) -> Float[Array, "..."]:
     """What each lot pays at a settlement (negative: receives), quote currency; never more than its margin."""
     return jnp.minimum(side * quantity * funding_price * tick_value * funding_rate, margin)
 
 
-def liquidates(lots: Lots, mark: Float[Array, "..."]) -> Bool[Array, "lots ..."]:
+def liquidates(lots: Lots, mark: Float[Array, "..."]) -> Bool[Array, "..."]:
     """Whether `mark` is at or past each lot's liquidation price."""
     return (lots.liquidation > 0) & (lots.side * (mark - lots.liquidation) <= 0)
 
@@ -108,49 +112,79 @@ class Opening(NamedTuple):
     """Theirs."""
     margin: Float[Array, "..."]
     """Sum of theirs, quote."""
+    free: Int[Array, "..."]
+    """The lowest free slot; no slot if there is none."""
 
 
-def open_bar(lots: Lots, bar: PackedBar, instrument: Instrument) -> tuple[Lots, Opening]:
-    """Settle funding, then liquidate the lots whose level the mark open has reached: their quantity becomes 0."""
-    margin, liquidation, paid, carried = _settle(lots, bar, instrument)
-    lots = lots.replace(margin=margin, liquidation=liquidation)
-    lots = lots.replace(quantity=_liquidate(lots, bar))
-    return lots, Opening(paid, carried=carried, **_weigh(lots, bar, instrument.tick_value))
+def open_bar(lots: Lots, used: Int[Array, "..."], bar: PackedBar, instrument: Instrument) -> tuple[Lots, Opening]:
+    """Settle funding, then liquidate the lots whose level the mark open has reached: their quantity becomes 0.
+
+    Args:
+      used: slots from here on are free.
+    """
+    at_open, opening = each_lot(_Open(bar, instrument, used), lots.replace(**dict.fromkeys(_UNTOUCHED)), used)
+    lots = at_open.replace(**{name: getattr(lots, name) for name in _UNTOUCHED})
+    carried, floating = (x * instrument.tick_value for x in (opening.carried, opening.floating))
+    return lots, opening._replace(carried=carried, floating=floating, side=jnp.clip(opening.side, -1.0, 1.0))
+
+
+_UNTOUCHED = ("leverage", "stop", "target", "age")
+"""What the opening of a bar neither reads nor changes."""
+
+
+@dataclasses.dataclass
+class _Open(Moment[tuple[Array, ...], Opening]):
+    """See `open_bar`."""
+
+    bar: PackedBar
+    instrument: Instrument
+    used: Int[Array, "..."]
+
+    def look(self, lot: Lots) -> tuple[Array, ...]:
+        """Paid; margin, liquidation price and quantity after it."""
+        paid, margin, liquidation = _settle(lot, self.bar, self.instrument)
+        return paid, margin, liquidation, _liquidate(lot.replace(liquidation=liquidation), self.bar)
+
+    def weigh(self, lot: Lots, facts: tuple[Array, ...], slot: Int[Array, "..."] | int) -> Opening:
+        paid, margin, _, quantity = facts
+        held = quantity > 0
+        gone = ~held & (lot.entry > 0)
+        profit = gain(lot, self.bar.unpack().mark_before)
+        return Opening(
+            funding=paid,
+            losses=jnp.where(gone, margin, 0),
+            liquidated=gone.astype(jnp.int32),
+            carried=profit,
+            floating=jnp.where(held, profit, 0),
+            count=held.astype(jnp.int32),
+            side=jnp.where(held, lot.side, 0),
+            margin=jnp.where(held, margin, 0),
+            free=jnp.where(held, NO_SLOT, slot),
+        )
+
+    def write(self, lot: Lots, facts: tuple[Array, ...]) -> dict[str, Array]:
+        return dict(zip(("margin", "liquidation", "quantity"), facts[1:], strict=True))
+
+    def add(self, a: Opening, b: Opening) -> Opening:
+        return super().add(a, b)._replace(free=jnp.minimum(a.free, b.free))
+
+    def start(self, zeros: Opening) -> Opening:
+        return zeros._replace(free=self.used)
 
 
 @stage
-def _settle(
-    lots: Lots, packed: PackedBar, instrument: Instrument
-) -> tuple[Float[Array, "lots ..."], Float[Array, "lots ..."], Float[Array, "..."], Float[Array, "..."]]:
-    """Margins and liquidation prices after a settlement, what was paid, and the unrealised profit."""
+def _settle(lots: Lots, packed: PackedBar, instrument: Instrument) -> tuple[Array, Array, Array]:
+    """Margins and liquidation prices after a settlement."""
     bar, tick_value = packed.unpack(), instrument.tick_value
     rate = bar.funding_rate
     paid = funding_payment(lots.side, lots.quantity, lots.margin, bar.funding_price, rate, tick_value)
     margin, held = lots.margin - paid, lots.quantity > 0
     moved = liquidation_ticks(lots.side, lots.entry, jnp.where(held, lots.quantity, 1), margin, instrument)
-    liquidation = jnp.where(held & (rate != 0), moved, lots.liquidation)
-    return margin, liquidation, total(paid), unrealised(lots, bar.mark_before, tick_value)
+    return paid, margin, jnp.where(held & (rate != 0), moved, lots.liquidation)
 
 
 @stage
-def _liquidate(lots: Lots, packed: PackedBar) -> Float[Array, "lots ..."]:
+def _liquidate(lots: Lots, packed: PackedBar) -> Float[Array, "..."]:
     """The quantities left."""
     bar = packed.unpack()
     return jnp.where(bar.valid[0] & liquidates(lots, bar.mark_open[0]), 0, lots.quantity)
-
-
-@stage
-def _weigh(lots: Lots, packed: PackedBar, tick_value: Float[Array, "..."]) -> dict[str, Array]:
-    """What an `Opening` has of the lots that are gone (an entry, but no quantity) and of those that are left."""
-    held = lots.quantity > 0
-    gone = ~held & (lots.entry > 0)
-    left = lots.replace(**{name: jnp.where(held, getattr(lots, name), 0) for name in ("side", "margin")})
-    sums = sum_up(left.each(), packed.unpack().mark_before, tick_value)
-    return {
-        "losses": total(jnp.where(gone, lots.margin, 0)),
-        "liquidated": total(gone),
-        "floating": sums.floating,
-        "count": sums.count,
-        "side": sums.side,
-        "margin": sums.margin,
-    }

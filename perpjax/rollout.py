@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from perpjax.env import PerpEnv
 from perpjax.state import State
-from perpjax.wrappers import AutoReset, Episode
+from perpjax.wrappers import AutoReset, Episode, VecEnv
 
 Act = Callable[[Array, State], Array]
 """(key, state) to an action."""
@@ -49,17 +49,17 @@ def play_windows(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "wi
 
 @jax.jit
 def _play(env: PerpEnv, act: Act, key: Array, starts: Int[Array, "windows"]) -> Episode:
-    wrapped = AutoReset(env)
+    envs = VecEnv(AutoReset(env))
 
     def step(carry: tuple, key: Array) -> tuple:
         state, done, kept = carry
         keys = jax.random.split(key, starts.shape[0])
-        state = jax.vmap(wrapped.step)(state, jax.vmap(act)(keys, state))
+        state = envs.step(state, jax.vmap(act, (0, envs.axes(state)))(keys, state))
         kept = jax.tree.map(lambda old, new: jnp.where(_like(done, new), old, new), kept, state.episode)
         return (state, done | state.terminated | state.truncated, kept), None
 
     keys = jax.random.split(key, starts.shape[0])
-    state = jax.vmap(wrapped.reset)(keys, starts)
+    state = envs.reset(keys, starts)
     done = jnp.zeros(starts.shape[0], bool)
     carry = (state, done, state.episode)
     (_, _, episode), _ = jax.lax.scan(step, carry, jax.random.split(key, env.config.episode_length))

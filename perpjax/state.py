@@ -1,7 +1,5 @@
 """What one environment remembers: the account, its lots and its ledger. Arrays only, market data never."""
 
-import functools
-import operator
 from typing import NamedTuple
 
 import jax
@@ -34,10 +32,6 @@ class Lots:
     """First mark price, in ticks, at which margin balance <= maintenance; 0 for a long that has none."""
     age: Int[Array, "lots"]
     """Bars held, the opening bar counted."""
-
-    def each(self) -> "list[Lots]":
-        """One after the other, of arrays with the lots first."""
-        return [jax.tree.map(operator.itemgetter(i), self) for i in range(len(self.quantity))]
 
 
 @pytree
@@ -187,34 +181,38 @@ class Holdings(NamedTuple):
     quantity: Float[Array, "..."]
     """Steps."""
     floating: Float[Array, "..."]
-    """Unrealised profit, quote."""
+    """Unrealised profit: quote, but ticks times steps before `priced`."""
     oldest: Int[Array, "..."]
     """Bars."""
     brink: Float[Array, "..."]
     """The nearest liquidation price times the side, ticks; -inf when no lot has one."""
 
-
-def sum_up(lots: list[Lots], mark: Float[Array, "..."], tick_value: Float[Array, "..."]) -> Holdings:
-    """What is held, at `mark` (ticks). Lot by lot: each sum is one expression, for which nothing need be stored."""
-
-    def one(lot: Lots) -> Holdings:
+    @classmethod
+    def of(cls, lot: Lots, mark: Float[Array, "..."]) -> "Holdings":
+        """One lot at `mark`, in ticks; nothing if its slot is free."""
         held = lot.side != 0
-        return Holdings(
+        return cls(
             count=held.astype(jnp.int32),
             side=lot.side,
             margin=lot.margin,
             quantity=lot.quantity,
-            floating=_gain(lot, mark),
+            floating=gain(lot, mark),
             oldest=lot.age,
             brink=jnp.where(held & (lot.liquidation > 0), lot.side * lot.liquidation, -jnp.inf),
         )
 
-    def both(a: Holdings, b: Holdings) -> Holdings:
-        added = jax.tree.map(jnp.add, a, b)
-        return added._replace(oldest=jnp.maximum(a.oldest, b.oldest), brink=jnp.maximum(a.brink, b.brink))
+    def plus(self, other: "Holdings") -> "Holdings":
+        """Both, of one account."""
+        added = jax.tree.map(jnp.add, self, other)
+        return added._replace(
+            side=jnp.clip(added.side, -1.0, 1.0),
+            oldest=jnp.maximum(self.oldest, other.oldest),
+            brink=jnp.maximum(self.brink, other.brink),
+        )
 
-    held = functools.reduce(both, map(one, lots))
-    return held._replace(side=jnp.clip(held.side, -1.0, 1.0), floating=held.floating * tick_value)
+    def priced(self, tick_value: Float[Array, "..."]) -> "Holdings":
+        """The unrealised profit in quote currency."""
+        return self._replace(floating=self.floating * tick_value)
 
 
 def account_side(lots: Lots) -> Float[Array, ""]:
@@ -224,9 +222,9 @@ def account_side(lots: Lots) -> Float[Array, ""]:
 
 def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:
     """Profit of all lots at `mark` (ticks), quote currency."""
-    return total(_gain(lots, mark)) * tick_value
+    return total(gain(lots, mark)) * tick_value
 
 
-def _gain(lots: Lots, mark: Float[Array, "..."]) -> Float[Array, "..."]:
+def gain(lots: Lots, mark: Float[Array, "..."]) -> Float[Array, "..."]:
     """Of each lot, in ticks times steps."""
     return lots.side * lots.quantity * (mark - lots.entry)

@@ -22,7 +22,7 @@ from perpjax.audit.draws import draw_actions
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ENVS, TIES = 250, 1e-4
+ENVS, TIES = 256, 1e-4
 LENGTHS = {"wild": (90, 110, 100, 120, 80, 150, 130, 70, 60, 90), "rich": (150, 140)}
 """Steps of each run; 1000, and 290."""
 LEVELS = {"entry", "stop", "target", "liquidation", "quantity"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from markets import FREE, HAND, assemble
 
-from perpjax import AutoReset, EnvConfig, Market, PerpEnv
+from perpjax import AutoReset, EnvConfig, Market, PerpEnv, VecEnv
 from perpjax._pytree import pytree
 from perpjax.batching import ROWS
 from perpjax.observation import ACCOUNT_FEATURES
@@ -481,7 +481,7 @@ def test_terminated_and_truncated_reach_the_advantages(monkeypatch):
         return np.asarray(ActorCritic(config.hidden).apply(before.learner.params, obs)[1])
 
     # What the toy does next does not depend on the action: any will do to follow it.
-    follow, state, cuts, ruins = jax.jit(jax.vmap(env.step)), before.envs, 0, 0
+    follow, state, cuts, ruins = jax.jit(VecEnv(env).step), before.envs, 0, 0
     for step in range(40):
         np.testing.assert_allclose(value[step], values(state.obs), rtol=1e-3, atol=1e-4)
         ruined = np.asarray(state.t) % 23 == 0

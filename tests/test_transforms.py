@@ -23,6 +23,12 @@ def unkeyed(state: State) -> State:
     return state.replace(key=jax.random.key_data(state.key))
 
 
+def comparable(state: State) -> State:
+    """Without the low parts of two-float sums: a last digit of what is added, and they are others."""
+    account = state.account.replace(wallet_low=None, ledger=state.account.ledger.replace(low=None))
+    return unkeyed(state).replace(account=account)
+
+
 @pytest.fixture(scope="module")
 def env() -> PerpEnv:
     return PerpEnv(crash_market(bars=760), PARAMS, CONFIG)
@@ -136,8 +142,8 @@ def test_a_large_batch_equals_small_ones(env, size):
         many, some = batched(wild, many, action), batched(wild, some, action[:few])
     ledger = some.account.ledger
     assert min(x.sum() for x in (ledger.opened, ledger.timed_out, ledger.stopped, ledger.closed)) > 0
-    expected = jax.tree.map(lambda x: x[np.arange(size) % few], unkeyed(some))
-    chex.assert_trees_all_close(unkeyed(many), expected, rtol=2e-5, atol=1e-4)
+    expected = jax.tree.map(lambda x: x[np.arange(size) % few], comparable(some))
+    chex.assert_trees_all_close(comparable(many), expected, rtol=2e-5, atol=1e-4)
 
 
 def test_a_batch_of_markets_equals_each_of_them():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax import AutoReset
+from perpjax import AutoReset, VecEnv
 from perpjax.batching import where_rows
 from perpjax.observation import ACCOUNT_FEATURES
 from perpjax.wrappers import EpisodeState
@@ -74,7 +74,7 @@ def make_optimiser(config: Config) -> optax.GradientTransformation:
 def init_train(env: AutoReset, config: Config, key: Array) -> Train:
     """A fresh learner, and environments whose first episodes end at different times."""
     key, key_params, key_reset, key_length = jax.random.split(key, 4)
-    envs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
+    envs = VecEnv(env).reset(jax.random.split(key_reset, config.num_envs))
     remaining = jax.random.randint(key_length, (config.num_envs,), 1, config.env.episode_length + 1)
     envs = envs.replace(end=jnp.minimum(envs.end, envs.t + remaining))
     params = ActorCritic(config.hidden).init(key_params, envs.obs[:1])
@@ -113,7 +113,7 @@ def train_update(env: AutoReset, state: Train, config: Config) -> tuple[Train, d
         logits, value = apply(learner.params, obs)
         policy = Policy.from_logits(logits)
         action = policy.sample(key_action)
-        stepped = jax.vmap(env.step)(envs, action)
+        stepped = VecEnv(env).step(envs, action)
         final_value = value_truncated(learner, config, stepped, blur)
         done = stepped.terminated | stepped.truncated
         discounted = config.gamma * discounted + stepped.reward

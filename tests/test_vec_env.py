@@ -1,0 +1,68 @@
+"""`VecEnv`: a batch whose lots lie by slot is the batch that `jax.vmap` makes."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from markets import crash_market
+
+from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, batching
+from perpjax.batching import TILE
+from perpjax.orders import MULTI_DISCRETE
+from perpjax.wrappers import EpisodeState
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+FEW, BARS = 19, 40
+
+
+@pytest.fixture(scope="module")
+def env() -> AutoReset:
+    params = EnvParams(max_exposure=0.5, max_leverage=20.0, max_hold=3)
+    return AutoReset(PerpEnv(crash_market(bars=760), params, EnvConfig(max_lots=4, episode_length=12)))
+
+
+def comparable(state: EpisodeState) -> EpisodeState:
+    """Without the low parts of two-float sums: a last digit of what is added, and they are others."""
+    account = state.account.replace(wallet_low=None, ledger=state.account.ledger.replace(low=None))
+    episode = state.episode.replace(ledger=state.episode.ledger.replace(low=None))
+    return state.replace(account=account, episode=episode, key=jax.random.key_data(state.key))
+
+
+@pytest.mark.parametrize("size", [19, 2 * TILE, 3 * TILE], ids=["all slots at once", "slot by slot", "in chunks"])
+def test_vec_env_equals_vmap(env, size, monkeypatch):
+    # On a CPU many environments go through the slots of their lots in a loop, and too many for its caches in chunks.
+    monkeypatch.setattr(batching, "CHUNK", TILE)
+    monkeypatch.setattr(batching, "MANY", TILE)
+    monkeypatch.setattr(batching, "TOO_MANY", 3 * TILE)
+    same = np.arange(size) % FEW
+    keys = jax.random.split(jax.random.key(3), FEW)[same]
+    actions = np.random.default_rng(5).integers(0, MULTI_DISCRETE, (BARS, FEW, 5)).astype(np.int32)
+
+    @jax.jit
+    def run(env: VecEnv, keys: jax.Array, actions: jax.Array) -> State:
+        return jax.lax.scan(lambda s, a: (env.step(s, a), s.account.lots.quantity), env.reset(keys), actions)
+
+    one_by_one = jax.jit(jax.vmap(AutoReset.step, (None, 0, 0)))
+    state, quantity = run(VecEnv(env), keys, actions[:, same])
+    wanted = jax.vmap(env.reset)(keys[:FEW])
+    for i, action in enumerate(actions):
+        np.testing.assert_allclose(quantity[i].T, wanted.account.lots.quantity[same])
+        wanted = one_by_one(env, wanted, action)
+    assert wanted.resets.min() > 2 and wanted.episode.ledger.opened.sum() > 0 and (quantity[:, 2] > 0).any()
+    assert state.account.lots.quantity.shape == (4, size) and state.account.ledger.counts.shape == (size, 15)
+    state = comparable(state)
+    moved = jax.tree.map(lambda axis, x: jnp.moveaxis(x, axis, 0), VecEnv.axes(state), state)
+    expected = jax.tree.map(lambda x: x[same], comparable(wanted))
+    chex.assert_trees_all_close(moved, expected, rtol=2e-5, atol=1e-4)
+    chex.assert_trees_all_equal(moved.account.ledger.counts, expected.account.ledger.counts)
+
+
+def test_vec_env_resets_to_given_bars(env):
+    starts, key = jnp.arange(680, 686), jax.random.key(0)
+    states = VecEnv(env).reset(jnp.repeat(key, 6), starts)
+    np.testing.assert_array_equal(states.t, starts)
+    alone = env.reset(key, 683)
+    np.testing.assert_array_equal(states.obs[3], alone.obs)
+    assert states.account.lots.side.shape == (4, 6)
