@@ -70,23 +70,15 @@ def batch_last(extra: jax.ShapeDtypeStruct) -> Callable[[Callable[..., T]], Call
             out_axes = axes[1], len(extra.shape)
             vmap = functools.partial(jax.vmap, in_axes=_in_axes(axes), out_axes=out_axes, axis_size=size)
 
-            def run(shape: tuple[int, ...], lay_out: Callable[[Array], Array], env: Any, *args: Any) -> T:
-                def turn(axis: int, x: Array) -> Array:
-                    if axis == SHARED:
-                        return x
-                    turned = jnp.moveaxis(x, axis, -1)
-                    turned = turned if axis == x.ndim - 1 else lay_out(turned)
-                    return turned.reshape(*turned.shape[:-1], *shape)
+            def run(shape: tuple[int, ...], lay_out: Callable[[Array], Array], *args: Any) -> T:
+                turned = jax.tree.map(lambda axis, x: _turn(axis, x, shape, lay_out), axes, list(args))
+                state, more = step(*turned)
 
-                def turn_back(axis: int, x: Array) -> Array:
-                    return jnp.moveaxis(x.reshape(*x.shape[: -len(shape)], -1), -1, axis)
+                def back(axis: int, new: Array, turned: Array, old: Array) -> Array:
+                    return old if new is turned else _turn_back(axis, new, len(shape))
 
-                def unless_kept(axis: int, now: Array, turned: Array, before: Array) -> Array:
-                    return before if now is turned else turn_back(axis, now)
-
-                turned_env, *turned = jax.tree.map(turn, axes, [env, *args])
-                state, more = step(turned_env, *turned)
-                return jax.tree.map(unless_kept, axes[1], state, turned[0], args[0]), turn_back(out_axes[1], more)
+                state = jax.tree.map(back, axes[1], state, turned[1], args[1])
+                return state, _turn_back(out_axes[1], more, len(shape))
 
             def some_on_cpu(some: int, *args: Any) -> T:
                 token = slot_by_slot.set(some >= MANY)
@@ -96,29 +88,10 @@ def batch_last(extra: jax.ShapeDtypeStruct) -> Callable[[Callable[..., T]], Call
                     slot_by_slot.reset(token)
                 return jax.tree.map(_batch_innermost, axes[1], state), more
 
-            def on_cpu(env: Any, *args: Any) -> T:
+            def on_cpu(*args: Any) -> T:
                 if size < TOO_MANY or size % CHUNK:
-                    return some_on_cpu(size, env, *args)
-
-                def cut(first: Array, axes: Any, tree: Any) -> Any:
-                    def part(axis: int, x: Array) -> Array:
-                        return x if axis == SHARED else lax.dynamic_slice_in_dim(x, first, CHUNK, axis)
-
-                    return jax.tree.map(part, axes, tree)
-
-                def do_some(i: Array, carry: T) -> T:
-                    # All that a step reads of the state is read in one stage; what it writes need not be kept before.
-                    now = stage(lambda first, state: cut(first, axes[1], state))(i * CHUNK, carry[0])
-                    some_env, *some = cut(i * CHUNK, [axes[0], *axes[2:]], [env, *args[1:]])
-
-                    def put(axis: int, whole: Array, new: Array, old: Array | None = None) -> Array:
-                        return whole if new is old else lax.dynamic_update_slice_in_dim(whole, new, i * CHUNK, axis)
-
-                    state, more = some_on_cpu(CHUNK, some_env, now, *some)
-                    return jax.tree.map(put, axes[1], carry[0], state, now), put(out_axes[1], carry[1], more)
-
-                more = jnp.zeros((*extra.shape, size), extra.dtype)
-                return lax.fori_loop(0, size // CHUNK, do_some, (args[0], more))
+                    return some_on_cpu(size, *args)
+                return _in_chunks(some_on_cpu, size, axes, jnp.zeros((*extra.shape, size), extra.dtype), *args)
 
             default = functools.partial(run, (-1,), lambda x: x)
             if any(jax.tree.leaves(jax.tree.map(lambda axis, x: axis != SHARED and x.ndim > 1, axes[0], env))):
@@ -129,6 +102,42 @@ def batch_last(extra: jax.ShapeDtypeStruct) -> Callable[[Callable[..., T]], Call
         return functools.wraps(step)(lambda *args: run(*args))
 
     return decorate
+
+
+def _turn(axis: int, x: Array, shape: tuple[int, ...], lay_out: Callable[[Array], Array]) -> Array:
+    """The batch axis of x last, and of this shape."""
+    if axis == SHARED:
+        return x
+    turned = jnp.moveaxis(x, axis, -1)
+    turned = turned if axis == x.ndim - 1 else lay_out(turned)
+    return turned.reshape(*turned.shape[:-1], *shape)
+
+
+def _turn_back(axis: int, x: Array, dimensions: int) -> Array:
+    """The last so many axes of x as its one batch axis."""
+    return jnp.moveaxis(x.reshape(*x.shape[:-dimensions], -1), -1, axis)
+
+
+def _in_chunks(step: Callable[..., T], size: int, axes: list, more: Array, env: Any, state: Any, *args: Any) -> T:
+    """`step(CHUNK, env, state, *args)` for so many environments after so many, the whole state changed in place."""
+
+    def do_some(i: Array, carry: T) -> T:
+        def cut(axes: Any, tree: Any, first: Array) -> Any:
+            def part(axis: int, x: Array) -> Array:
+                return x if axis == SHARED else lax.dynamic_slice_in_dim(x, first, CHUNK, axis)
+
+            return jax.tree.map(part, axes, tree)
+
+        def put(axis: int, whole: Array, new: Array, old: Array | None = None) -> Array:
+            return whole if new is old else lax.dynamic_update_slice_in_dim(whole, new, i * CHUNK, axis)
+
+        # All that is read of the state is read in one stage, so XLA keeps no copy of what is written afterwards.
+        now = stage(functools.partial(cut, axes[1]))(carry[0], i * CHUNK)
+        some_env, *some = cut([axes[0], *axes[2:]], [env, *args], i * CHUNK)
+        new, extra = step(CHUNK, some_env, now, *some)
+        return jax.tree.map(put, axes[1], carry[0], new, now), put(more.ndim - 1, carry[1], extra)
+
+    return lax.fori_loop(0, size // CHUNK, do_some, (state, more))
 
 
 def _spread(size: int, axes: T, tree: T) -> tuple[T, T]:
@@ -194,9 +203,9 @@ def by_column(x: Num[Array, "..."]) -> Num[Array, "columns ..."]:
 
 
 def touch(
-    table: Num[Array, "rows width"], index: Int[Array, "..."], columns: range, after: Float[Array, "..."] | None = None
+    table: Num[Array, "rows width"], index: Int[Array, "..."], columns: slice, after: Float[Array, "..."] | None = None
 ) -> Int[Array, "..."]:
-    """`index`, after one number of each of these columns was read: on a CPU, so that a gather finds its lines in cache.
+    """`index`, after these columns' cache lines were read: on a CPU, so that a gather finds them in the cache.
 
     Loads that wait for nothing overlap, and here is nothing else. A gather's loop is so long that only two or three
     rows are on their way at once: 190 us for 4096 rows of 128 bytes, 70 after this, which takes 40.
@@ -206,7 +215,8 @@ def touch(
         when they are needed.
     """
     waiting = () if after is None else (after,)
-    return lax.platform_dependent(table, index, *waiting, cpu=_read(columns), default=lambda _, index, *__: index)
+    read = _read(range(columns.start, columns.stop, LINE))
+    return lax.platform_dependent(table, index, *waiting, cpu=read, default=lambda _, index, *__: index)
 
 
 @functools.cache
@@ -222,7 +232,7 @@ def _read(columns: range) -> Callable[..., Array]:
 
 def take_columns(table: Num[Array, "rows width"], index: Int[Array, "..."], columns: slice) -> Num[Array, "..."]:
     """Some columns of some rows, `by_tile`."""
-    return _take(columns.start, columns.stop)(table, touch(table, index, range(columns.start, columns.stop, LINE)))
+    return _take(columns.start, columns.stop)(table, touch(table, index, columns))
 
 
 @functools.cache

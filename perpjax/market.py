@@ -124,7 +124,7 @@ class Market:
     def known(self, t: Int[Array, ""], after: Float[Array, ""] | None = None) -> Float[Array, "F"]:
         """Features known at the open of bar t, unscaled; not read before `after` is computed."""
         columns = self._features
-        return take_row(self.rows, touch(self.rows, t, range(columns.start, columns.stop, LINE), after), columns)
+        return take_row(self.rows, touch(self.rows, t, columns, after), columns)
 
     @property
     def candles(self) -> Float[Array, "N columns"]:
