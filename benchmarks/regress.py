@@ -84,16 +84,19 @@ def time_rollout(num_envs: int, steps: int, calls: int, dataset: str) -> None:
     env = AutoReset(PerpEnv(load_market(dataset)))
     draw = jax.vmap(jax.vmap(lambda key: sample_action(key, env.env.config)))
     actions = jax.jit(draw)(jax.random.split(jax.random.key(1), (steps, num_envs)))
-    if hasattr(perpjax, "VecEnv"):
-        reset, step = (lambda env, *args, f=f: getattr(perpjax.VecEnv(env), f)(*args) for f in ("reset", "step"))
-    else:  # a commit before there was one
-        reset, step = (lambda env, *args, f=f: jax.vmap(getattr(env, f))(*args) for f in ("reset", "step"))
-    state = jax.jit(reset)(env, jax.random.split(jax.random.key(0), num_envs))
+
+    def batch(env):
+        if hasattr(perpjax, "VecEnv"):
+            return perpjax.VecEnv(env).reset, perpjax.VecEnv(env).step
+        return jax.vmap(env.reset), jax.vmap(env.step)  # a commit before there was one
+
+    state = jax.jit(batch(env)[0])(jax.random.split(jax.random.key(0), num_envs))
     left = jax.random.randint(jax.random.key(2), (num_envs,), 1, env.env.config.episode_length + 1)
     state = state.replace(end=jnp.minimum(state.end, state.t + left))
 
     def rollout(env, state, actions):
-        return jax.lax.scan(lambda state, action: (step(env, state, action), None), state, actions)[0]
+        step = batch(env)[1]
+        return jax.lax.scan(lambda state, action: (step(state, action), None), state, actions)[0]
 
     def elapsed():
         return time.perf_counter() - began

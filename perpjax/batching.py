@@ -295,11 +295,14 @@ def where_rows(
                 asks, index = lax.top_k(left.astype(jnp.float32), some)  # a quarter of the time of jnp.nonzero
                 index = jnp.where(asks > 0, index, size)
 
+                def at(axis: int, x: Array) -> Any:
+                    return x.at[(slice(None),) * axis + (index,)]
+
                 def take(axis: int, x: Array) -> Array:
-                    return x if axis == SHARED else x.at[(slice(None),) * axis + (index,)].get(mode="clip")
+                    return x if axis == SHARED else at(axis, x).get(mode="clip")
 
                 def put(axis: int, x: Array, y: Array) -> Array:
-                    return _batch_innermost(axis, x.at[(slice(None),) * axis + (index,)].set(y, mode="drop"))
+                    return _batch_innermost(axis, at(axis, x).set(y, mode="drop"))
 
                 new = jax.vmap(function, in_axes, out_axes, axis_size=some)(
                     *jax.tree.map(take, tuple(axes[2:]), operands)

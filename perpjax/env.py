@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from perpjax._pytree import pytree
 from perpjax.batching import batch_last, stage
 from perpjax.instrument import Instrument
-from perpjax.lots import Life, count, count_used, live, open_lot
+from perpjax.lots import Life, count, live, open_lot
 from perpjax.margin import open_bar
 from perpjax.market import Market, PackedBar, find_segment, pick_start
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
@@ -87,8 +87,7 @@ class PerpEnv:
         against = account_side(account.lots) if config.opposite == "close" and config.actions == "box5" else None
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
-        used = count_used(account.lots)
-        lots, opening = open_bar(account.lots, used, bar, instrument)
+        lots, used, opening = open_bar(account.lots, bar, instrument)
         wallet = _post((account.wallet, account.wallet_low), (opening.funding, opening.losses), ())
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.

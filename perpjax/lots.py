@@ -11,13 +11,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import any_of, by_column, by_tile, fold, stage
+from perpjax.batching import any_of, by_column, by_tile, stage
 from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit, Paths, at_candle, find, follow
-from perpjax.margin import NO_SLOT, liquidation_ticks
+from perpjax.margin import liquidation_ticks
 from perpjax.market import PackedBar
-from perpjax.moments import Moment, each_lot
+from perpjax.moments import NO_SLOT, Moment, each_lot
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
 from perpjax.state import COUNTS, Holdings, Lots
@@ -39,13 +39,6 @@ def open_lot(order: Review, free: Int[Array, "..."], instrument: Instrument) -> 
         age=jnp.zeros_like(order.verdict),
     )  # fmt: skip
     return Entry(lot, jnp.where(order.opens, free, NO_SLOT))
-
-
-@stage
-def count_used(lots: Lots) -> Int[Array, "..."]:
-    """Slots in use: from the first to the last that holds a lot."""
-    slots = lax.broadcasted_iota(jnp.int32, lots.quantity.shape, 0)
-    return fold(jnp.maximum, jnp.where(lots.quantity > 0, slots + 1, 0))
 
 
 class End(NamedTuple):

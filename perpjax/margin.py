@@ -10,11 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 from perpjax.batching import stage
 from perpjax.instrument import Instrument
 from perpjax.market import PackedBar
-from perpjax.moments import Moment, each_lot
+from perpjax.moments import NO_SLOT, Moment, count_used, each_lot
 from perpjax.state import Lots, gain
 
-NO_SLOT = 2**30
-"""More than any slot."""
 CEIL_SLACK = 2.0**-22
 """Fraction of the entry price by which a distance may exceed a whole tick and still count as that tick."""
 
@@ -116,16 +114,17 @@ class Opening(NamedTuple):
     """The lowest free slot; no slot if there is none."""
 
 
-def open_bar(lots: Lots, used: Int[Array, "..."], bar: PackedBar, instrument: Instrument) -> tuple[Lots, Opening]:
+def open_bar(lots: Lots, bar: PackedBar, instrument: Instrument) -> tuple[Lots, Int[Array, "..."], Opening]:
     """Settle funding, then liquidate the lots whose level the mark open has reached: their quantity becomes 0.
 
-    Args:
-      used: slots from here on are free.
+    Returns:
+      The lots, how many slots they use (those from there on are free), and what it did to the account.
     """
+    used = count_used(lots)
     at_open, opening = each_lot(_Open(bar, instrument, used), lots.replace(**dict.fromkeys(_UNTOUCHED)), used)
     lots = at_open.replace(**{name: getattr(lots, name) for name in _UNTOUCHED})
     carried, floating = (x * instrument.tick_value for x in (opening.carried, opening.floating))
-    return lots, opening._replace(carried=carried, floating=floating, side=jnp.clip(opening.side, -1.0, 1.0))
+    return lots, used, opening._replace(carried=carried, floating=floating, side=jnp.clip(opening.side, -1.0, 1.0))
 
 
 _UNTOUCHED = ("leverage", "stop", "target", "age")

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from perpjax.batching import slot_by_slot, stage
+from perpjax.batching import fold, slot_by_slot, stage
 from perpjax.state import Lots
 
 Facts = TypeVar("Facts")
 Sums = TypeVar("Sums")
 T = TypeVar("T")
 
+NO_SLOT = 2**30
+"""More than any slot."""
 RESULTS = 7
 """XLA runs more kernels than this side by side if they are of one stage; that costs more than small ones take."""
 
@@ -105,6 +107,13 @@ def _all_lots(moment: Moment[Facts, Sums], lots: Lots) -> tuple[Lots, Sums]:
         some = stage(lambda *args, i=i: jax.tree.leaves(add_up(*args))[i : i + RESULTS])
         sums += some(lots, facts)
     return now.replace(**moment.write(now, facts)), jax.tree.unflatten(tree, sums)
+
+
+@stage
+def count_used(lots: Lots) -> Int[Array, "..."]:
+    """Slots in use: from the first to the last that holds a lot."""
+    slots = lax.broadcasted_iota(jnp.int32, lots.quantity.shape, 0)
+    return fold(jnp.maximum, jnp.where(lots.quantity > 0, slots + 1, 0))
 
 
 def _row(tree: T, i: int) -> T:

@@ -89,8 +89,8 @@ class VecEnv:
     """Many environments at once: `jax.vmap`, but with the lots' batch on the last axis.
 
     So `state.account.lots` has fields of [lots, num_envs], where a plain `jax.vmap(env.step)` has [num_envs, lots]; all
-    else is the same. Lots that lie side by side by slot are what vector units and a GPU's threads read, and a step
-    changes them in place: nothing is copied for it.
+    else is the same. Lots that lie side by side by slot are what vector units and a GPU's threads read; those of a
+    plain batch a CPU copies in every step.
     """
 
     env: Env
