@@ -32,7 +32,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import tyro
@@ -42,7 +42,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from perpjax import AutoReset, EnvConfig, PerpEnv, VecEnv, load_market
+from perpjax import AutoReset, EnvConfig, PerpEnv, State, VecEnv, load_market
 from perpjax.orders import sample_action
 from train.checkpoint import write_json
 
@@ -384,42 +384,59 @@ def draw_each(key: Array, config: EnvConfig, num_envs: int) -> Float[Array, "env
     return jax.vmap(lambda k: sample_action(k, config))(jax.random.split(key, num_envs))
 
 
-def count_step(env: PerpEnv, num_envs: int, branches: Branches) -> list[Kernel]:
-    """The kernels of the bare step."""
-    state, key = _abstract_state(env, num_envs)
-    actions = jax.eval_shape(lambda key: draw_batch(key, env.config, num_envs), key)
-    program = compile_ahead(lambda env, state, actions: VecEnv(env).step(state, actions), env, state, actions)
-    return count(program, program.entry, branches)
+class Case(NamedTuple):
+    """A program to count, or to run."""
+
+    env: PerpEnv | AutoReset
+    """The first argument, and what the second is a batch of states of."""
+    function: Callable[[PerpEnv | AutoReset, State, Array], State]
+    draw: Callable[[Array], Array]
+    """The third argument, from a key."""
+    steps: int
+    """Of one call."""
 
 
-def count_rollout(env: PerpEnv, num_envs: int, branches: Branches, draw: Draw) -> list[Kernel]:
-    """The kernels of one step of a rollout: draw actions, step, reset what has ended."""
+def step_case(env: PerpEnv, num_envs: int) -> Case:
+    """The bare step."""
+    draw = functools.partial(draw_batch, config=env.config, num_envs=num_envs)
+    return Case(env, lambda env, state, actions: VecEnv(env).step(state, actions), draw, 1)
 
-    def rollout(env: AutoReset, state: Any, keys: Array) -> Any:
-        def step(state: Any, key: Array) -> tuple[Any, None]:
+
+def rollout_case(env: PerpEnv, num_envs: int, draw: Draw) -> Case:
+    """A rollout: draw actions, step, reset what has ended."""
+
+    def rollout(env: AutoReset, state: State, keys: Array) -> State:
+        def step(state: State, key: Array) -> tuple[State, None]:
             return VecEnv(env).step(state, draw(key, env.env.config, num_envs)), None
 
         return jax.lax.scan(step, state, keys)[0]
 
-    wrapped = AutoReset(env)
-    state, key = _abstract_state(wrapped, num_envs)
-    keys = jax.eval_shape(lambda key: jax.random.split(key, SCAN_STEPS), key)
-    program = compile_ahead(rollout, wrapped, state, keys)
-    (loop,) = find_loops(program)
-    return count_iteration(program, loop, branches)
+    return Case(AutoReset(env), rollout, lambda key: jax.random.split(key, SCAN_STEPS), SCAN_STEPS)
 
 
-def _abstract_state(env: PerpEnv | AutoReset, num_envs: int) -> tuple[Any, Any]:
-    """The shapes of a batch of states, and of a key."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(lambda env, key: VecEnv(env).reset(jax.random.split(key, num_envs)), env, key), key
+def reset_batch(env: PerpEnv | AutoReset, num_envs: int, key: Array) -> State:
+    """The first states of a case."""
+    return VecEnv(env).reset(jax.random.split(key, num_envs))
 
 
-PROGRAMS: dict[str, Callable[[PerpEnv, int, Branches], list[Kernel]]] = {
-    "step": count_step,
-    "rollout": functools.partial(count_rollout, draw=draw_batch),
-    "rollout, N keys": functools.partial(count_rollout, draw=draw_each),
+CASES: dict[str, Callable[[PerpEnv, int], Case]] = {
+    "step": step_case,
+    "rollout": functools.partial(rollout_case, draw=draw_batch),
+    "rollout, N keys": functools.partial(rollout_case, draw=draw_each),
 }
+
+
+def count_step(program: Program, branches: Branches) -> list[Kernel]:
+    """The kernels of one step of a compiled case."""
+    loops = find_loops(program)
+    return count_iteration(program, loops[0], branches) if loops else count(program, program.entry, branches)
+
+
+def count_ahead(case: Case, num_envs: int, branches: Branches) -> list[Kernel]:
+    """The same of one that is compiled for an H100 here."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(functools.partial(reset_batch, num_envs=num_envs), case.env, key=key)
+    return count_step(compile_ahead(case.function, case.env, state, jax.eval_shape(case.draw, key)), branches)
 
 
 # SHOW
@@ -499,9 +516,10 @@ def run(args: Args) -> None:
     find_target()
     console, env, rows = Console(), PerpEnv(load_market(args.dataset), config=args.env), []
     for num_envs in args.num_envs:
-        for program, count_program in PROGRAMS.items():
+        for program, make_case in CASES.items():
             with Console(stderr=True).status(f"compiling {program}, {num_envs} environments"):
-                rows.append(summarise(program, num_envs, count_program(env, num_envs, args.branches)))
+                kernels = count_ahead(make_case(env, num_envs), num_envs, args.branches)
+            rows.append(summarise(program, num_envs, kernels))
             if args.kernels:
                 console.print(list_kernels(rows[-1]))
     console.print(show(rows))

@@ -188,6 +188,16 @@ def _named(function: Callable[..., T]) -> Callable[..., T]:
     return jax.named_call(function, name=f"perpjax.{name}")
 
 
+def end_kernel(values: T) -> T:
+    """`values`, but on a GPU they are stored: what follows reads them, and computes none of them again.
+
+    A flag is stored as a byte, for a later kernel to make the flag of it: so the kernel that still reads an old flag is
+    not the one that writes over it, which XLA would copy it for.
+    """
+    stored = jax.tree.map(lambda x: x.astype(jnp.int8) if x.dtype == bool else x, values)
+    return jax.tree.map(lambda old, x: x.astype(old.dtype), values, lax.optimization_barrier(stored))
+
+
 def by_tile(x: Num[Array, "columns ..."]) -> Num[Array, "..."]:
     """[columns, tiles, TILE] as [tiles, columns, TILE], tile behind tile; anything else as it is.
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import batch_last, stage
+from perpjax.batching import batch_last, end_kernel, stage
 from perpjax.instrument import Instrument
 from perpjax.lots import Life, count, live, open_lot
 from perpjax.margin import open_bar
@@ -125,9 +124,10 @@ class PerpEnv:
             reward = shaped(reward, order.opens, liquidated, exposed, move, equity, terminated, params)
         reward = jnp.where(over, 0, reward)
 
-        # On a GPU a kernel ends here: what follows need not read the lots again.
-        held, equity, terminated, truncated, reward = lax.optimization_barrier(
-            (held, equity, terminated, truncated, reward)
+        view = _observe(held, config.max_lots, equity, bar, tick_value, params)
+        # What follows need not read the lots again.
+        view, equity, terminated, truncated, reward, events = end_kernel(
+            (view, equity, terminated, truncated, reward, exits.events)
         )
         ledger = add_each(
             account.ledger,
@@ -138,7 +138,7 @@ class PerpEnv:
             traded_notional=entry_notional + exits.notional,
         )
         verdict = jnp.where(over, -1, order.verdict)
-        happened = count(verdict, order.opens, liquidated, exits.events)
+        happened = count(verdict, order.opens, liquidated, events)
         ledger = ledger.replace(counts=ledger.counts + happened)
         new = state.replace(
             t=t,
@@ -148,7 +148,7 @@ class PerpEnv:
             equity=equity,
             account=Account(*wallet, lots, ledger),
         )
-        return new, _observe(held, config.max_lots, equity, bar, tick_value, params)
+        return new, jnp.stack(view)
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State:
         """A fresh account at the open of a first bar.
@@ -170,9 +170,10 @@ class PerpEnv:
         no, equity = jnp.zeros((), bool), account.wallet
         one = jnp.ones_like(equity)
         nothing = Holdings.of(jax.tree.map(lambda x: x[0], account.lots), one)
+        view = observe_account(nothing, self.config.max_lots, equity, one, one, self.params)
         return State(
             t=t,
-            obs=self.observe(t, observe_account(nothing, self.config.max_lots, equity, one, one, self.params)),
+            obs=self.observe(t, jnp.stack(view)),
             reward=jnp.zeros((), jnp.float32),
             terminated=no,
             truncated=no,
@@ -246,5 +247,5 @@ def _observe(
     packed: PackedBar,
     tick_value: Float[Array, "..."],
     params: EnvParams,
-) -> Float[Array, "9 ..."]:
+) -> list[Float[Array, "..."]]:
     return observe_account(held, slots, equity, packed.unpack().mark_close[-1], tick_value, params)

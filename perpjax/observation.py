@@ -26,7 +26,7 @@ def observe_account(
     mark: Float[Array, "..."],
     tick_value: Float[Array, "..."],
     params: EnvParams,
-) -> Float[Array, "9 ..."]:
+) -> list[Float[Array, "..."]]:
     """The account in nine numbers of order one, in the order of `ACCOUNT_FEATURES`.
 
     Args:
@@ -37,7 +37,7 @@ def observe_account(
     """
     base = jnp.maximum(equity, 1e-6 * params.initial_equity)
     max_hold = params.max_hold.astype(jnp.float32)
-    numbers = [
+    return [
         held.count / slots,
         held.side,
         held.margin / base,
@@ -48,4 +48,3 @@ def observe_account(
         jnp.where(held.brink > -jnp.inf, (held.side * mark - held.brink) / mark, 1.0),
         available_exposure(equity, held.margin, params) / base,
     ]
-    return jnp.stack(numbers)

@@ -4,11 +4,10 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import where_rows
+from perpjax.batching import end_kernel, where_rows
 from perpjax.state import Ledger, Lots, State
 
 
@@ -62,8 +61,8 @@ class AutoReset:
         """As the wrapped environment's `step`; never absorbed."""
         started = state.terminated | state.truncated
         no = jnp.zeros_like(started)
-        # Behind a barrier: a GPU reads the equity here, and need not keep it while it writes the new one.
-        peak = lax.optimization_barrier(jnp.where(started, state.equity, state.episode.peak))
+        # A GPU reads equity and flags here, and need not keep them while it writes the new ones.
+        started, peak = end_kernel((started, jnp.where(started, state.equity, state.episode.peak)))
         stepped = self.env.step(_plain(state, terminated=no, truncated=no), action)
         episode = _follow(state.episode, peak, stepped, started)
         done = stepped.terminated | stepped.truncated
