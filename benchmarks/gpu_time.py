@@ -46,9 +46,9 @@ class Args:
     """Batch sizes."""
     dataset: str = "synthetic:signal"
     """Folder or synthetic market."""
-    samples: int = 9
+    samples: int = 7
     """Timed runs of every program."""
-    steps: int = 1024
+    steps: int = 512
     """Steps of each environment in one of them, at least."""
     out: pathlib.Path = RESULT
     """Where the result goes, every sample included."""

@@ -300,9 +300,9 @@ def where_rows(
         some = min(rows or max(ROWS, size // SHARE), size)
 
         def on_cpu(predicate: Array, otherwise: T, *operands: Any) -> T:
-            def do_some(carry: tuple[Array, T]) -> tuple[Array, T]:
-                left, out = carry
-                asks, index = lax.top_k(left.astype(jnp.float32), some)  # a quarter of the time of jnp.nonzero
+            def do_some(carry: tuple[Array, Array, T]) -> tuple[Array, Array, T]:
+                _, left, out = carry
+                asks, index = lax.top_k(left, some)  # a quarter of the time of jnp.nonzero
                 index = jnp.where(asks > 0, index, size)
 
                 def at(axis: int, x: Array) -> Any:
@@ -317,9 +317,11 @@ def where_rows(
                 new = jax.vmap(function, in_axes, out_axes, axis_size=some)(
                     *jax.tree.map(take, tuple(axes[2:]), operands)
                 )
-                return left.at[index].set(False, mode="drop"), jax.tree.map(put, out_axes, out, new)
+                # The last of them asks if there may be more.
+                return asks[-1], left.at[index].set(0, mode="drop"), jax.tree.map(put, out_axes, out, new)
 
-            return lax.while_loop(lambda carry: jnp.any(carry[0]), do_some, (predicate, otherwise))[1]
+            left = predicate.astype(jnp.float32)
+            return lax.while_loop(lambda carry: carry[0] > 0, do_some, (jnp.max(left), left, otherwise))[2]
 
         def select(predicate: Array, otherwise: T, *operands: Any) -> T:
             new = jax.vmap(function, in_axes, out_axes, axis_size=size)(*operands)

@@ -21,6 +21,8 @@ from perpjax.moments import NO_SLOT, Moment, each_lot
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
 from perpjax.state import COUNTS, Holdings, Lots
+from perpjax.orders import Verdict
+EVENTS=COUNTS[len(Verdict):]
 
 
 class Entry(NamedTuple):
@@ -253,6 +255,5 @@ def count(
 ) -> Int[Array, "counts ..."]:
     """What a step adds to `Ledger.counts`. No verdict at all is -1."""
     events = {name: exits[name] for name in exits.names} | {"opened": opened, "liquidated": liquidated}
-    happened = [events[name].astype(jnp.int32) if name in events else jnp.zeros_like(verdict) for name in COUNTS]
-    happened = jnp.stack(happened)
-    return happened + (lax.broadcasted_iota(jnp.int32, happened.shape, 0) == verdict)
+    verdicts = lax.broadcasted_iota(jnp.int32, (len(Verdict), *verdict.shape), 0) == verdict
+    return jnp.concatenate([verdicts.astype(jnp.int32), jnp.stack([events[name].astype(jnp.int32) for name in EVENTS])])

@@ -71,22 +71,21 @@ def each_lot(moment: Moment[Facts, Sums], lots: Lots, used: Int[Array, "..."]) -
     def read(lots: Lots, slot: Array) -> Lots:
         return moment.read(jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, slot, keepdims=False), lots), slot)
 
-    def sum_of_none(lots: Lots) -> Sums:
-        lot = read(lots, jnp.int32(0))
-        return moment.weigh(lot, moment.look(lot), 0)
+    @jax.jit  # traced once, though asked twice: for the shapes of the sums, and for the sums
+    def pass_through(lots: Lots, slot: Array) -> tuple[Sums, dict[str, Array]]:
+        lot = read(lots, slot)
+        facts = moment.look(lot)
+        return moment.weigh(lot, facts, slot), moment.write(lot, facts)
 
     def do_slot(carry: tuple) -> tuple:
         slot, lots, sums = carry
-        lot = read(lots, slot)
-        facts = moment.look(lot)
-        sums = moment.add(sums, moment.weigh(lot, facts, slot))
-        fields = moment.write(lot, facts).items()
-        new = {name: lax.dynamic_update_index_in_dim(getattr(lots, name), x, slot, 0) for name, x in fields}
-        return slot + 1, lots.replace(**new), sums
+        more, fields = pass_through(lots, slot)
+        new = {name: lax.dynamic_update_index_in_dim(getattr(lots, name), x, slot, 0) for name, x in fields.items()}
+        return slot + 1, lots.replace(**new), moment.add(sums, more)
 
-    last, zeros = jnp.max(used), jax.tree.map(jnp.zeros_like, jax.eval_shape(sum_of_none, lots))
-    carry = jnp.int32(0), lots, moment.start(zeros)
-    return lax.while_loop(lambda carry: carry[0] < last, do_slot, carry)[1:]
+    last, first = jnp.max(used), jnp.int32(0)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(pass_through, lots, first)[0])
+    return lax.while_loop(lambda carry: carry[0] < last, do_slot, (first, lots, moment.start(zeros)))[1:]
 
 
 def _all_lots(moment: Moment[Facts, Sums], lots: Lots) -> tuple[Lots, Sums]:
