@@ -18,11 +18,10 @@ from perpjax.intrabar import Exit, Paths, at_candle, find, follow
 from perpjax.margin import liquidation_ticks
 from perpjax.market import PackedBar
 from perpjax.moments import NO_SLOT, Moment, each_lot
+from perpjax.orders import Verdict
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
-from perpjax.state import COUNTS, Holdings, Lots
-from perpjax.orders import Verdict
-EVENTS=COUNTS[len(Verdict):]
+from perpjax.state import EVENTS, Holdings, Lots
 
 
 class Entry(NamedTuple):
@@ -71,7 +70,7 @@ class End(NamedTuple):
 
     @property
     def events(self) -> dict[str, Bool[Array, "..."]]:
-        """By their name in `state.COUNTS`."""
+        """By their name in `state.EVENTS`."""
         how = self.how
         return {
             "liquidated": how == Exit.LIQUIDATED,
@@ -122,7 +121,7 @@ class Exits(NamedTuple):
     """Margins of the liquidated lots."""
     notional: Float[Array, "..."]
     events: Tally
-    """By their name in `state.COUNTS`."""
+    """By their name in `state.EVENTS`."""
 
 
 @dataclasses.dataclass
@@ -256,4 +255,5 @@ def count(
     """What a step adds to `Ledger.counts`. No verdict at all is -1."""
     events = {name: exits[name] for name in exits.names} | {"opened": opened, "liquidated": liquidated}
     verdicts = lax.broadcasted_iota(jnp.int32, (len(Verdict), *verdict.shape), 0) == verdict
-    return jnp.concatenate([verdicts.astype(jnp.int32), jnp.stack([events[name].astype(jnp.int32) for name in EVENTS])])
+    happened = jnp.stack([events[name].astype(jnp.int32) for name in EVENTS])
+    return jnp.concatenate([verdicts.astype(jnp.int32), happened])
