@@ -257,11 +257,11 @@ def test_something_else_is_not_a_program():
 
 
 def test_the_estimate_adds_launches_and_traffic():
-    kernels = [Kernel("k", "fusion", 3.35e6, 0, "")] * 2
-    # 2 * 3 us + 6.7 MB / 3.35 TB/s = 6 + 2 us, for 800 environments: 100 a microsecond.
-    assert seconds(kernels) == pytest.approx(8e-6)
-    row = summarise("rollout", 800, kernels)
-    assert (row["estimated_microseconds"], row["estimated_million_steps_per_second"]) == (8.0, 100.0)
+    kernels = [Kernel("k", "fusion", 2.06e6, 0, "")] * 2
+    # 2 * 2.1 us + 4.12 MB / 2.06 TB/s = 4.2 + 2 us, for 620 environments: 100 a microsecond.
+    assert seconds(kernels) == pytest.approx(6.2e-6)
+    row = summarise("rollout", 620, kernels)
+    assert (row["estimated_microseconds"], row["estimated_million_steps_per_second"]) == (6.2, 100.0)
 
 
 @pytest.mark.parametrize(

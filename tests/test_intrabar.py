@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from markets import CONFIG, FREE, HOLD, expect, hand_market, order, play
+from markets import CONFIG, FREE, HOLD, expect, hand_market, order, play, step
 
+from perpjax.env import PerpEnv
 from perpjax.execution import fill_entry, fill_exit, fill_stop, slip
 from perpjax.intrabar import Exit, Hit, resolve
 from perpjax.market import Bar
@@ -188,6 +189,15 @@ def test_opening_check_comes_before_the_order(side):
 def test_the_opening_check_asks_the_first_candle_alone(invalid):
     market = hand_market(mark={(2, 0): (905, 905, 905, 905)}, invalid=invalid, atr=100)
     expect(play(market, order(1), order(2))[-1], liquidated=1, closed=0)
+
+
+def test_a_lot_entered_at_one_tick_is_lost_like_any_other():
+    market = hand_market(mark={(2, 0): (1090, 1090, 1090, 1090)}, atr=100)
+    state = play(market, order(-1, stop=3.0))[-1]
+    lots = state.account.lots
+    state = state.replace(account=state.account.replace(lots=lots.replace(entry=jnp.minimum(lots.entry, 1.0))))
+    expect(state, lot_entry=1, lot_liquidation=1090, lot_margin=1000)
+    expect(step(PerpEnv(market, FREE, CONFIG), state, jnp.asarray(HOLD)), liquidated=1, liquidation_losses=1000)
 
 
 def test_slots_freed_by_the_opening_check_are_used_in_the_same_bar():

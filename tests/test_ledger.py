@@ -8,9 +8,11 @@ import pytest
 from markets import FREE, HOLD, all_bars, crash_market, expect, hand_market, order, play
 
 from perpjax.env import PerpEnv
+from perpjax.lots import Tally
+from perpjax.moments import count_used
 from perpjax.orders import CLOSE
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.state import State, add
+from perpjax.state import State, add, open_account, unrealised
 from perpjax.wrappers import AutoReset
 
 WILD = EnvParams(max_exposure=0.5, max_leverage=20.0, ruin_fraction=0.05, max_hold=5)
@@ -152,3 +154,25 @@ def test_an_idle_account_keeps_every_bit():
     states = play(hand_market(funding={3: (0.01, 1000)}), *[HOLD] * 6, params=FREE)
     for state in states:
         expect(state, wallet=10_000, wallet_low=0, equity=10_000, reward=0, fees=0, funding=0)
+
+
+@pytest.mark.parametrize("lots", [1, 3, 10, 63, 200])
+def test_a_tally_counts_each_event_of_as_many_lots_as_there_can_be(lots):
+    # All lots, half of them, none, and one: in counters of 1 to 8 bits, which share one word or more.
+    happens = {"all": lots, "half": lots // 2, "none": 0, "one": 1, "again": lots, "two": min(2, lots)}
+    tallies = [Tally.of({name: jnp.array(i < n) for name, n in happens.items()}, lots) for i in range(lots)]
+    total = jax.tree.map(lambda *words: sum(words), *tallies)
+    assert {name: int(total[name]) for name in happens} == happens
+
+
+def test_slots_in_use_end_with_the_last_lot():
+    lots = open_account(jnp.float32(1000.0), 4).lots
+    for quantity, used in (([0, 0, 0, 0], 0), ([0, 0, 1, 0], 3), ([2, 0, 0, 0], 1), ([0, 0, 0, 1], 4)):
+        assert int(count_used(lots.replace(quantity=jnp.array(quantity, jnp.float32)))) == used
+
+
+def test_unrealised_profit_of_lots_by_hand():
+    # 3 steps bought at 90 and 5 at 110, marked at 100 with 0.5 quote a tick and step: (30 - 50) * 0.5.
+    lots = open_account(jnp.float32(1000.0), 3).lots
+    lots = lots.replace(side=jnp.array([1.0, 1, 0]), quantity=jnp.array([3.0, 5, 0]), entry=jnp.array([90.0, 110, 0]))
+    assert float(unrealised(lots, jnp.float32(100.0), jnp.float32(0.5))) == -10

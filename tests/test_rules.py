@@ -172,6 +172,13 @@ def test_a_fill_is_at_least_one_tick():
     expect(state, lot_entry=1, lot_quantity=1e6, lot_margin=1000)
 
 
+def test_an_exit_at_one_tick_is_an_exit():
+    # 1x: 100 steps, M = 1000, no liquidation price. Stopped at an open of 1: 100 * 999 * 0.01 = 999 lost.
+    market = hand_market(both={(2, 0): (1, 1, 1, 1)}, atr=100)
+    state = play(market, order(1, leverage=1.0, stop=3.0), HOLD)[-1]
+    expect(state, stopped=1, realised=-999, wallet=9_001)
+
+
 def test_the_instrument_caps_the_quantity():
     # max_quantity 5 = 500 steps of 0.01: 500 * 10 = 5000 of notional and 500 of margin instead of 10 000 and 1000.
     market = hand_market(instrument=Instrument("CAP", 1.0, 0.01, 5.0, max_quantity=5.0, brackets=HAND.brackets))
@@ -362,6 +369,9 @@ def test_shaped_reward():
     expect(states[2], reward=-0.0025)
     # Bar 3: liquidated, log(0.9) - 0.005; nothing is exposed.
     expect(states[3], reward=math.log(0.9) - 0.005)
+    # Exposure is at the last mark of the bar: 10 ticks up earn 100, and the notional is 1000 * 1010 * 0.01 = 10 100.
+    rising = hand_market(mark={(1, 2): (1000, 1010, 1000, 1010)}, atr=atr)
+    expect(play(rising, order(1, stop=3.0), config=SHAPED)[-1], reward=math.log(1.01) - 0.0002 - 0.005)
     # Ruin costs 0.1 more.
     states = play(market, order(1, stop=3.0), HOLD, HOLD, config=SHAPED, params=FREE.replace(ruin_fraction=0.95))
     expect(states[3], reward=math.log(0.9) - 0.005 - 0.1, terminated=True)
@@ -471,18 +481,21 @@ def test_sampled_actions_cover_their_space():
     assert [sorted(set(column)) for column in discrete.T.tolist()] == [list(range(n)) for n in (4, 4, 5, 4, 5)]
     box = jax.vmap(lambda k: sample_action(k, EnvConfig(actions="box5")))(keys)
     assert float(box.min()) >= -1 and float(box.max()) <= 1 and float(box.std()) > 0.5
+    for config in (EnvConfig(), EnvConfig(actions="box5")):
+        assert sample_action(jax.random.key(0), config, (7, 3)).shape == (7, 3, 5)
 
 
+@BOTH
 @pytest.mark.parametrize("opposite", ["refuse", "close"])
-def test_opposite_box_direction(opposite):
+def test_opposite_box_direction(opposite, side):
     config = EnvConfig(actions="box5", opposite=opposite, max_lots=3, episode_length=6)
-    long, short = (np.array([d, 1, 1, 1, 1], np.float32) for d in (1, -1))
-    state = play(hand_market(atr=100), long, short, config=config)[-1]
+    one_way, other_way = (np.array([d, 1, 1, 1, 1], np.float32) for d in (side, -side))
+    state = play(hand_market(atr=100), one_way, other_way, config=config)[-1]
     closes = opposite == "close"
     expect(state, closed=closes, open_lots=1 - closes, opened=1)
     assert state.account.ledger.refused.tolist() == ([0] * 7 + [2] if closes else [0, 0, 0, 1, 0, 0, 0, 1])
     # With nothing held, or in the same direction, it opens.
-    expect(play(hand_market(atr=100), short, config=config)[-1], opened=1, lot_side=-1)
+    expect(play(hand_market(atr=100), other_way, config=config)[-1], opened=1, lot_side=-side)
 
 
 def test_opposite_is_about_lots_held_at_the_decision():

@@ -45,12 +45,13 @@ FIRST = {
     "margin": ("margin",),
     "intrabar": ("intrabar::test_counting_equals_a_loop_over_candles", "intrabar"),
     "execution": ("intrabar::test_fill_prices", "intrabar"),
-    "lots": ("rules", "intrabar"),
+    "lots": ("rules", "ledger", "intrabar", "vec_env"),
     "risk": ("risk",),
     "env": ("rules", "ledger"),
     "rewards": ("rewards",),
     "orders": ("orders",),
     "observation": ("rules",),
+    "moments": ("rules", "ledger", "vec_env"),
     "state": ("ledger::test_two_float_sums_are_renormalised", "rules", "ledger"),
 }
 """Modules, each with its most telling tests; those of TESTS follow."""
