@@ -1,8 +1,6 @@
 """The life of a lot: how it opens, what a bar does to it, what its end brings."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,18 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax._pytree import pytree
 from perpjax.batching import any_of, by_column, by_tile, stage
 from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit, Paths, at_candle, find, follow
 from perpjax.margin import liquidation_ticks
 from perpjax.market import PackedBar
-from perpjax.moments import NO_SLOT, Moment, each_lot
+from perpjax.moments import NO_SLOT, Moment, Tally, each_lot
 from perpjax.orders import Verdict
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
-from perpjax.state import EVENTS, Holdings, Lots
+from perpjax.state import EVENTS, Holdings, Lots, gain
 
 
 class Entry(NamedTuple):
@@ -70,7 +67,7 @@ class End(NamedTuple):
 
     @property
     def events(self) -> dict[str, Bool[Array, "..."]]:
-        """By their name in `state.EVENTS`."""
+        """By their name in `state.EVENTS`; and whether it is still held."""
         how = self.how
         return {
             "liquidated": how == Exit.LIQUIDATED,
@@ -79,36 +76,13 @@ class End(NamedTuple):
             "closed": how == Exit.CLOSED,
             "timed_out": how == Exit.TIMED_OUT,
             "ambiguous": self.ambiguous > 0,
+            "held": self.kept,
         }
 
     @property
     def kept(self) -> Bool[Array, "..."]:
         """Whether it is still held."""
         return self.word >= 1 << 12
-
-
-@pytree(static=("names", "bits"))
-class Tally:
-    """How many lots are what, by name. The counts share words: they are added up together."""
-
-    words: list[Int[Array, "..."]]
-    names: tuple[str, ...]
-    bits: int
-
-    @classmethod
-    def of(cls, flags: dict[str, Bool[Array, "..."]], most: int) -> "Tally":
-        """Of one lot, of at most so many that are added up."""
-        names, bits = tuple(flags), most.bit_length()
-        words = []
-        for i in range(0, len(names), 31 // bits):
-            some = names[i : i + 31 // bits]
-            ones = (jnp.where(flags[name], 1 << bits * j, 0) for j, name in enumerate(some))
-            words.append(functools.reduce(jnp.add, ones))
-        return cls(words, names, bits)
-
-    def __getitem__(self, name: str) -> Int[Array, "..."]:
-        word, place = divmod(self.names.index(name), 31 // self.bits)
-        return self.words[word] >> self.bits * place & (1 << self.bits) - 1
 
 
 class Exits(NamedTuple):
@@ -121,11 +95,33 @@ class Exits(NamedTuple):
     """Margins of the liquidated lots."""
     notional: Float[Array, "..."]
     events: Tally
-    """By their name in `state.EVENTS`."""
+    """As `End.events`."""
+
+
+class Held(NamedTuple):
+    """What lots add up to that are held after a bar; see `Holdings`."""
+
+    margin: Float[Array, "..."]
+    quantity: Float[Array, "..."]
+    floating: Float[Array, "..."]
+    """In ticks times steps."""
+    oldest: Int[Array, "..."]
+    brink: Float[Array, "..."]
+
+    @classmethod
+    def of(cls, lot: Lots, mark: Float[Array, "..."]) -> "Held":
+        """One lot at `mark`, in ticks; nothing if its slot is free."""
+        brink = jnp.where(lot.liquidation > 0, lot.side * lot.liquidation, -jnp.inf)
+        return cls(lot.margin, lot.quantity, gain(lot, mark), lot.age, brink)
+
+    def plus(self, other: "Held") -> "Held":
+        """Both, of one account."""
+        added = jax.tree.map(jnp.add, self, other)
+        return added._replace(oldest=jnp.maximum(self.oldest, other.oldest), brink=jnp.maximum(self.brink, other.brink))
 
 
 @dataclasses.dataclass
-class Life(Moment[tuple[End, Array], tuple[Exits, Holdings]]):
+class Life(Moment[tuple[Exits, Held]]):
     """The candles of a bar, what they end, and what is held after them.
 
     Attributes:
@@ -154,24 +150,41 @@ class Life(Moment[tuple[End, Array], tuple[Exits, Holdings]]):
         here = self.entry.slot == slot
         return jax.tree.map(lambda new, old: jnp.where(here, new, old), self.entry.lot, lot)
 
-    def look(self, lot: Lots) -> tuple[End, Array]:
-        """How it ended, and the price at which it was filled; 0 where it was not."""
-        end = _live(self.rule)(lot, self.bar, self.paths, self.side, self.closes, self.params)
-        return end, _fill(lot, end, self.bar, self.paths, self.side, self.params)
+    @property
+    def steps(self):
+        return self.live, self.fill
 
-    def weigh(self, lot: Lots, facts: tuple[End, Array], slot: Int[Array, "..."] | int) -> tuple[Exits, Holdings]:
+    def live(self, lot: Lots) -> End:
+        """How it ended."""
+        held = lot.quantity > 0
+        hit = find(jax.tree.map(by_column, self.paths), lot, self.side, self.rule)
+        due = held & is_due(lot.age + 1, self.params) & any_of(self.bar.unpack().valid)
+        how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
+        how = jnp.where(self.closes & held, Exit.CLOSED, how)
+        return End.pack(how, hit.candle, hit.ambiguous & ~self.closes, held & (how == Exit.NONE))
+
+    def fill(self, lot: Lots, end: End) -> Float[Array, "..."]:
+        """The price at which it was filled; 0 where it was not."""
+        bar, side, params = self.bar.unpack(), self.side, self.params
+        opened, extreme = (side * at_candle(by_column(x), end.candle) for x in (self.paths.opens, self.paths.worst))
+        stopped = fill_stop(side, lot.stop, opened, extreme, bar.atr, params)
+        at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
+        price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lot.target, at_market))
+        return jnp.where(end.how > Exit.LIQUIDATED, price, 0)
+
+    def weigh(self, lot: Lots, facts: tuple[End, Array], slot: Int[Array, "..."] | int) -> tuple[Exits, Held]:
         end, fill = facts
         lot = lot.replace(side=self.side)  # a number fewer to read
         exits = settle(lot, end, fill, self.tick_value, self.slots, self.params)
-        return exits, Holdings.of(keep(lot, end, self.bars), self.bar.unpack().mark_close[-1])
+        return exits, Held.of(keep(lot, end, self.bars), self.bar.unpack().mark_close[-1])
 
     def write(self, lot: Lots, facts: tuple[End, Array]) -> dict[str, Array]:
         return vars(keep(lot, facts[0], self.bars))
 
-    def add(self, a: tuple[Exits, Holdings], b: tuple[Exits, Holdings]) -> tuple[Exits, Holdings]:
+    def add(self, a: tuple[Exits, Held], b: tuple[Exits, Held]) -> tuple[Exits, Held]:
         return super().add(a[0], b[0]), a[1].plus(b[1])
 
-    def start(self, zeros: tuple[Exits, Holdings]) -> tuple[Exits, Holdings]:
+    def start(self, zeros: tuple[Exits, Held]) -> tuple[Exits, Held]:
         exits, nothing = zeros
         return exits, nothing._replace(brink=jnp.full_like(nothing.brink, -jnp.inf))
 
@@ -185,40 +198,15 @@ def live(lots: Lots, used: Int[Array, "..."], life: Life) -> tuple[Lots, Exits, 
     opens = life.entry.slot < NO_SLOT
     used = jnp.where(opens, jnp.maximum(used, life.entry.slot + 1), used)
     lots, (exits, held) = each_lot(life, lots, used)
-    return lots, exits, held.priced(life.tick_value)
+    held = held._replace(floating=held.floating * life.tick_value)
+    count = exits.events["held"]
+    return lots, exits, Holdings(count, jnp.where(count > 0, life.side, 0), *held)
 
 
 @stage
 def _follow(packed: PackedBar, side: Float[Array, "..."]) -> Paths:
     """See `intrabar.follow`; `by_tile`."""
     return jax.tree.map(by_tile, follow(packed.unpack(), side, packed.has_mark))
-
-
-@functools.cache
-def _live(rule: Intrabar) -> Callable[..., End]:
-    @stage
-    def live(lots: Lots, packed: PackedBar, paths: Paths, side: Array, closes: Array, params: EnvParams) -> End:
-        held = lots.quantity > 0
-        hit = find(jax.tree.map(by_column, paths), lots, side, rule)
-        due = held & is_due(lots.age + 1, params) & any_of(packed.unpack().valid)
-        how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
-        how = jnp.where(closes & held, Exit.CLOSED, how)
-        return End.pack(how, hit.candle, hit.ambiguous & ~closes, held & (how == Exit.NONE))
-
-    return live
-
-
-@stage
-def _fill(
-    lots: Lots, end: End, packed: PackedBar, paths: Paths, side: Float[Array, "..."], params: EnvParams
-) -> Float[Array, "..."]:
-    """The price at which each lot is filled; 0 where none is."""
-    bar = packed.unpack()
-    opened, extreme = (side * at_candle(by_column(path), end.candle) for path in (paths.opens, paths.worst))
-    stopped = fill_stop(side, lots.stop, opened, extreme, bar.atr, params)
-    at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
-    price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lots.target, at_market))
-    return jnp.where(end.how > Exit.LIQUIDATED, price, 0)
 
 
 def settle(

@@ -1,16 +1,16 @@
 """Maintenance margin, liquidation price and funding."""
 
 import dataclasses
+import enum
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from perpjax.batching import stage
 from perpjax.instrument import Instrument
 from perpjax.market import PackedBar
-from perpjax.moments import NO_SLOT, Moment, count_used, each_lot
+from perpjax.moments import NO_SLOT, Moment, Tally, count_used, each_lot
 from perpjax.state import Lots, gain
 
 CEIL_SLACK = 2.0**-22
@@ -87,9 +87,12 @@ def funding_payment(
     return jnp.minimum(side * quantity * funding_price * tick_value * funding_rate, margin)
 
 
-def liquidates(lots: Lots, mark: Float[Array, "..."]) -> Bool[Array, "..."]:
-    """Whether `mark` is at or past each lot's liquidation price."""
-    return (lots.liquidation > 0) & (lots.side * (mark - lots.liquidation) <= 0)
+class Fate(enum.IntEnum):
+    """What the opening of a bar made of a slot."""
+
+    FREE = 0
+    HELD = 1
+    LIQUIDATED = 2
 
 
 class Opening(NamedTuple):
@@ -99,29 +102,40 @@ class Opening(NamedTuple):
     """Paid (negative: received), quote."""
     losses: Float[Array, "..."]
     """Margins of the lots liquidated, quote."""
-    liquidated: Int[Array, "..."]
     carried: Float[Array, "..."]
     """Unrealised profit before, at the mark close of the bar before, quote."""
     floating: Float[Array, "..."]
     """That of the lots that are left."""
-    count: Int[Array, "..."]
-    """Lots left."""
     side: Float[Array, "..."]
     """Theirs."""
     margin: Float[Array, "..."]
     """Sum of theirs, quote."""
     free: Int[Array, "..."]
     """The lowest free slot; no slot if there is none."""
+    fates: Tally
+
+    @property
+    def count(self) -> Int[Array, "..."]:
+        """Lots left."""
+        return self.fates["held"]
+
+    @property
+    def liquidated(self) -> Int[Array, "..."]:
+        """Lots liquidated."""
+        return self.fates["liquidated"]
 
 
-def open_bar(lots: Lots, bar: PackedBar, instrument: Instrument) -> tuple[Lots, Int[Array, "..."], Opening]:
+def open_bar(lots: Lots, slots: int, bar: PackedBar, instrument: Instrument) -> tuple[Lots, Int[Array, "..."], Opening]:
     """Settle funding, then liquidate the lots whose level the mark open has reached: their quantity becomes 0.
+
+    Args:
+      slots: lots the account can hold.
 
     Returns:
       The lots, how many slots they use (those from there on are free), and what it did to the account.
     """
     used = count_used(lots)
-    at_open, opening = each_lot(_Open(bar, instrument, used), lots.replace(**dict.fromkeys(_UNTOUCHED)), used)
+    at_open, opening = each_lot(_Open(bar, instrument, used, slots), lots.replace(**dict.fromkeys(_UNTOUCHED)), used)
     lots = at_open.replace(**{name: getattr(lots, name) for name in _UNTOUCHED})
     carried, floating = (x * instrument.tick_value for x in (opening.carried, opening.floating))
     return lots, used, opening._replace(carried=carried, floating=floating, side=jnp.clip(opening.side, -1.0, 1.0))
@@ -132,58 +146,56 @@ _UNTOUCHED = ("leverage", "stop", "target", "age")
 
 
 @dataclasses.dataclass
-class _Open(Moment[tuple[Array, ...], Opening]):
+class _Open(Moment[Opening]):
     """See `open_bar`."""
 
     bar: PackedBar
     instrument: Instrument
     used: Int[Array, "..."]
+    slots: int
 
-    def look(self, lot: Lots) -> tuple[Array, ...]:
-        """Paid; margin, liquidation price and quantity after it."""
-        paid, margin, liquidation = _settle(lot, self.bar, self.instrument)
-        return paid, margin, liquidation, _liquidate(lot.replace(liquidation=liquidation), self.bar)
+    @property
+    def steps(self):
+        return self.settle, self.liquidate
 
-    def weigh(self, lot: Lots, facts: tuple[Array, ...], slot: Int[Array, "..."] | int) -> Opening:
-        paid, margin, _, quantity = facts
-        held = quantity > 0
-        gone = ~held & (lot.entry > 0)
+    def settle(self, lot: Lots) -> tuple[Array, Array, Array]:
+        """What it pays; its margin and liquidation price afterwards."""
+        bar, held = self.bar.unpack(), lot.quantity > 0
+        rate, tick_value = bar.funding_rate, self.instrument.tick_value
+        paid = funding_payment(lot.side, lot.quantity, lot.margin, bar.funding_price, rate, tick_value)
+        margin = lot.margin - paid
+        moved = liquidation_ticks(lot.side, lot.entry, jnp.where(held, lot.quantity, 1), margin, self.instrument)
+        return paid, margin, jnp.where(held & (rate != 0), moved, lot.liquidation)
+
+    def liquidate(self, lot: Lots, settled: tuple[Array, Array, Array]) -> Int[Array, "..."]:
+        """Its `Fate`: whether the mark is at or past its liquidation price. A byte, read by many kernels."""
+        bar, (_, _, level) = self.bar.unpack(), settled
+        reached = bar.valid[0] & (level > 0) & (lot.side * (bar.mark_open[0] - level) <= 0)
+        fate = jnp.where(reached, Fate.LIQUIDATED, Fate.HELD)
+        return jnp.where(lot.quantity > 0, fate, Fate.FREE).astype(jnp.int8)
+
+    def weigh(self, lot: Lots, facts: tuple, slot: Int[Array, "..."] | int) -> Opening:
+        (paid, margin, _), fate = facts
+        held, gone = fate == Fate.HELD, fate == Fate.LIQUIDATED
         profit = gain(lot, self.bar.unpack().mark_before)
         return Opening(
             funding=paid,
             losses=jnp.where(gone, margin, 0),
-            liquidated=gone.astype(jnp.int32),
             carried=profit,
             floating=jnp.where(held, profit, 0),
-            count=held.astype(jnp.int32),
             side=jnp.where(held, lot.side, 0),
             margin=jnp.where(held, margin, 0),
             free=jnp.where(held, NO_SLOT, slot),
+            fates=Tally.of({"held": held, "liquidated": gone}, self.slots),
         )
 
-    def write(self, lot: Lots, facts: tuple[Array, ...]) -> dict[str, Array]:
-        return dict(zip(("margin", "liquidation", "quantity"), facts[1:], strict=True))
+    def write(self, lot: Lots, facts: tuple) -> dict[str, Array]:
+        (_, margin, liquidation), fate = facts
+        quantity = jnp.where(fate == Fate.HELD, lot.quantity, 0)
+        return {"margin": margin, "liquidation": liquidation, "quantity": quantity}
 
     def add(self, a: Opening, b: Opening) -> Opening:
         return super().add(a, b)._replace(free=jnp.minimum(a.free, b.free))
 
     def start(self, zeros: Opening) -> Opening:
         return zeros._replace(free=self.used)
-
-
-@stage
-def _settle(lots: Lots, packed: PackedBar, instrument: Instrument) -> tuple[Array, Array, Array]:
-    """Margins and liquidation prices after a settlement."""
-    bar, tick_value = packed.unpack(), instrument.tick_value
-    rate = bar.funding_rate
-    paid = funding_payment(lots.side, lots.quantity, lots.margin, bar.funding_price, rate, tick_value)
-    margin, held = lots.margin - paid, lots.quantity > 0
-    moved = liquidation_ticks(lots.side, lots.entry, jnp.where(held, lots.quantity, 1), margin, instrument)
-    return paid, margin, jnp.where(held & (rate != 0), moved, lots.liquidation)
-
-
-@stage
-def _liquidate(lots: Lots, packed: PackedBar) -> Float[Array, "..."]:
-    """The quantities left."""
-    bar = packed.unpack()
-    return jnp.where(bar.valid[0] & liquidates(lots, bar.mark_open[0]), 0, lots.quantity)

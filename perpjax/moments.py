@@ -2,17 +2,18 @@
 
 import abc
 import functools
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
+from perpjax._pytree import pytree
 from perpjax.batching import fold, slot_by_slot, stage
 from perpjax.state import Lots
 
-Facts = TypeVar("Facts")
 Sums = TypeVar("Sums")
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ RESULTS = 7
 """XLA runs more kernels than this side by side if they are of one stage; that costs more than small ones take."""
 
 
-class Moment(abc.ABC, Generic[Facts, Sums]):
+class Moment(abc.ABC, Generic[Sums]):
     """What happens to each lot of an account at one moment of a bar, and what that brings; see `each_lot`.
 
     A lot is one slot's, its fields of shape [...], or that of all slots at once, [lots, ...].
@@ -32,16 +33,17 @@ class Moment(abc.ABC, Generic[Facts, Sums]):
         """The lot in a slot, when the moment begins."""
         return lot
 
+    @property
     @abc.abstractmethod
-    def look(self, lot: Lots) -> Facts:
-        """What happens to it."""
+    def steps(self) -> tuple[Callable[..., Any], ...]:
+        """What finds out what happens to a lot: functions of it and of the facts that those before have found."""
 
     @abc.abstractmethod
-    def weigh(self, lot: Lots, facts: Facts, slot: Int[Array, "..."] | int) -> Sums:
+    def weigh(self, lot: Lots, facts: tuple, slot: Int[Array, "..."] | int) -> Sums:
         """What one lot adds to its account's sums."""
 
     @abc.abstractmethod
-    def write(self, lot: Lots, facts: Facts) -> dict[str, Array]:
+    def write(self, lot: Lots, facts: tuple) -> dict[str, Array]:
         """The fields that change, by name."""
 
     def add(self, a: Sums, b: Sums) -> Sums:
@@ -53,7 +55,31 @@ class Moment(abc.ABC, Generic[Facts, Sums]):
         return zeros
 
 
-def each_lot(moment: Moment[Facts, Sums], lots: Lots, used: Int[Array, "..."]) -> tuple[Lots, Sums]:
+@pytree(static=("names", "bits"))
+class Tally:
+    """How many lots are what, by name. The counts share words: they are added up together."""
+
+    words: list[Int[Array, "..."]]
+    names: tuple[str, ...]
+    bits: int
+
+    @classmethod
+    def of(cls, flags: dict[str, Bool[Array, "..."]], most: int) -> "Tally":
+        """Of one lot, of at most so many that are added up."""
+        names, bits = tuple(flags), most.bit_length()
+        words = []
+        for i in range(0, len(names), 31 // bits):
+            some = names[i : i + 31 // bits]
+            ones = (jnp.where(flags[name], 1 << bits * j, 0) for j, name in enumerate(some))
+            words.append(functools.reduce(jnp.add, ones))
+        return cls(words, names, bits)
+
+    def __getitem__(self, name: str) -> Int[Array, "..."]:
+        word, place = divmod(self.names.index(name), 31 // self.bits)
+        return self.words[word] >> self.bits * place & (1 << self.bits) - 1
+
+
+def each_lot(moment: Moment[Sums], lots: Lots, used: Int[Array, "..."]) -> tuple[Lots, Sums]:
     """All lots after a moment, and its sums over them.
 
     All at once; but for many environments on a CPU in a loop over slots that ends with the last one in use anywhere.
@@ -74,7 +100,7 @@ def each_lot(moment: Moment[Facts, Sums], lots: Lots, used: Int[Array, "..."]) -
     @jax.jit  # traced once, though asked twice: for the shapes of the sums, and for the sums
     def pass_through(lots: Lots, slot: Array) -> tuple[Sums, dict[str, Array]]:
         lot = read(lots, slot)
-        facts = moment.look(lot)
+        facts = _look(moment, lot, lambda lot: lot)
         return moment.weigh(lot, facts, slot), moment.write(lot, facts)
 
     def do_slot(carry: tuple) -> tuple:
@@ -88,16 +114,19 @@ def each_lot(moment: Moment[Facts, Sums], lots: Lots, used: Int[Array, "..."]) -
     return lax.while_loop(lambda carry: carry[0] < last, do_slot, (first, lots, moment.start(zeros)))[1:]
 
 
-def _all_lots(moment: Moment[Facts, Sums], lots: Lots) -> tuple[Lots, Sums]:
+def _all_lots(moment: Moment[Sums], lots: Lots) -> tuple[Lots, Sums]:
     """As `each_lot`. The sums are written out lot by lot: a GPU stores nothing for them."""
     slots = lots.quantity.shape[0]
-    now = moment.read(lots, lax.broadcasted_iota(jnp.int32, lots.quantity.shape, 0))
-    facts = moment.look(now)
 
-    def weigh(lots: Lots, facts: Facts, slot: int) -> Sums:
+    def read(lots: Lots) -> Lots:
+        return moment.read(lots, lax.broadcasted_iota(jnp.int32, lots.quantity.shape, 0))
+
+    facts = _look(moment, lots, read)
+
+    def weigh(lots: Lots, facts: tuple, slot: int) -> Sums:
         return moment.weigh(moment.read(_row(lots, slot), slot), _row(facts, slot), slot)
 
-    def add_up(lots: Lots, facts: Facts) -> Sums:
+    def add_up(lots: Lots, facts: tuple) -> Sums:
         return functools.reduce(moment.add, (weigh(lots, facts, slot) for slot in range(slots)))
 
     leaves, tree = jax.tree.flatten(jax.eval_shape(add_up, lots, facts))
@@ -105,7 +134,22 @@ def _all_lots(moment: Moment[Facts, Sums], lots: Lots) -> tuple[Lots, Sums]:
     for i in range(0, len(leaves), RESULTS):
         some = stage(lambda *args, i=i: jax.tree.leaves(add_up(*args))[i : i + RESULTS])
         sums += some(lots, facts)
+    now = read(lots)
     return now.replace(**moment.write(now, facts)), jax.tree.unflatten(tree, sums)
+
+
+def _look(moment: Moment, lots: Lots, read: Callable[[Lots], Lots]) -> tuple:
+    """What the steps of a moment find, each in a stage that reads the lots anew."""
+    facts = ()
+    for step in moment.steps:
+
+        @stage
+        @functools.wraps(step)
+        def find(lots: Lots, facts: tuple, step: Callable = step) -> Any:
+            return step(read(lots), *facts)
+
+        facts = (*facts, find(lots, facts))
+    return facts
 
 
 @stage

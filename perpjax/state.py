@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -181,38 +180,17 @@ class Holdings(NamedTuple):
     quantity: Float[Array, "..."]
     """Steps."""
     floating: Float[Array, "..."]
-    """Unrealised profit: quote, but ticks times steps before `priced`."""
+    """Unrealised profit, quote."""
     oldest: Int[Array, "..."]
     """Bars."""
     brink: Float[Array, "..."]
     """The nearest liquidation price times the side, ticks; -inf when no lot has one."""
 
     @classmethod
-    def of(cls, lot: Lots, mark: Float[Array, "..."]) -> "Holdings":
-        """One lot at `mark`, in ticks; nothing if its slot is free."""
-        held = lot.side != 0
-        return cls(
-            count=held.astype(jnp.int32),
-            side=lot.side,
-            margin=lot.margin,
-            quantity=lot.quantity,
-            floating=gain(lot, mark),
-            oldest=lot.age,
-            brink=jnp.where(held & (lot.liquidation > 0), lot.side * lot.liquidation, -jnp.inf),
-        )
-
-    def plus(self, other: "Holdings") -> "Holdings":
-        """Both, of one account."""
-        added = jax.tree.map(jnp.add, self, other)
-        return added._replace(
-            side=jnp.clip(added.side, -1.0, 1.0),
-            oldest=jnp.maximum(self.oldest, other.oldest),
-            brink=jnp.maximum(self.brink, other.brink),
-        )
-
-    def priced(self, tick_value: Float[Array, "..."]) -> "Holdings":
-        """The unrealised profit in quote currency."""
-        return self._replace(floating=self.floating * tick_value)
+    def none(cls) -> "Holdings":
+        """Of an account that holds nothing."""
+        zero, no = jnp.zeros(()), jnp.zeros((), jnp.int32)
+        return cls(no, zero, zero, zero, zero, no, -jnp.inf + zero)
 
 
 def account_side(lots: Lots) -> Float[Array, ""]:

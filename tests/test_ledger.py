@@ -8,8 +8,7 @@ import pytest
 from markets import FREE, HOLD, all_bars, crash_market, expect, hand_market, order, play
 
 from perpjax.env import PerpEnv
-from perpjax.lots import Tally
-from perpjax.moments import count_used
+from perpjax.moments import Tally, count_used
 from perpjax.orders import CLOSE
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.state import State, add, open_account, unrealised
