@@ -144,11 +144,18 @@ class Life(Moment[tuple[Exits, Held]]):
     params: EnvParams
 
     def __post_init__(self):
-        self.paths = _follow(self.bar, self.side)
+        self.extremes = _follow(self.bar, self.side)
 
     def read(self, lot: Lots, slot: Int[Array, "..."] | int) -> Lots:
         here = self.entry.slot == slot
         return jax.tree.map(lambda new, old: jnp.where(here, new, old), self.entry.lot, lot)
+
+    @property
+    def paths(self) -> Paths:
+        """Of the bar's candles. Their opens are a product, which is not worth storing."""
+        bar, stored = self.bar.unpack(), jax.tree.map(by_column, self.extremes)
+        mark_opens = self.side * bar.mark_open if self.bar.has_mark else None
+        return stored._replace(opens=self.side * bar.open, mark_opens=mark_opens)
 
     @property
     def steps(self):
@@ -157,7 +164,7 @@ class Life(Moment[tuple[Exits, Held]]):
     def live(self, lot: Lots) -> End:
         """How it ended."""
         held = lot.quantity > 0
-        hit = find(jax.tree.map(by_column, self.paths), lot, self.side, self.rule)
+        hit = find(self.paths, lot, self.side, self.rule)
         due = held & is_due(lot.age + 1, self.params) & any_of(self.bar.unpack().valid)
         how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
         how = jnp.where(self.closes & held, Exit.CLOSED, how)
@@ -166,7 +173,7 @@ class Life(Moment[tuple[Exits, Held]]):
     def fill(self, lot: Lots, end: End) -> Float[Array, "..."]:
         """The price at which it was filled; 0 where it was not."""
         bar, side, params = self.bar.unpack(), self.side, self.params
-        opened, extreme = (side * at_candle(by_column(x), end.candle) for x in (self.paths.opens, self.paths.worst))
+        opened, extreme = (side * at_candle(x, end.candle) for x in (self.paths.opens, self.paths.worst))
         stopped = fill_stop(side, lot.stop, opened, extreme, bar.atr, params)
         at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
         price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lot.target, at_market))
@@ -205,8 +212,9 @@ def live(lots: Lots, used: Int[Array, "..."], life: Life) -> tuple[Lots, Exits, 
 
 @stage
 def _follow(packed: PackedBar, side: Float[Array, "..."]) -> Paths:
-    """See `intrabar.follow`; `by_tile`."""
-    return jax.tree.map(by_tile, follow(packed.unpack(), side, packed.has_mark))
+    """The extremes of `intrabar.follow`; `by_tile`."""
+    paths = follow(packed.unpack(), side, packed.has_mark)
+    return jax.tree.map(by_tile, paths._replace(opens=None, mark_opens=None))
 
 
 def settle(
@@ -236,7 +244,6 @@ def keep(lots: Lots, end: End, bars: Int[Array, "..."]) -> Lots:
     return jax.tree.map(lambda x: jnp.where(end.kept, x, 0), lots.replace(age=lots.age + bars))
 
 
-@stage
 def count(
     verdict: Int[Array, "..."], opened: Bool[Array, "..."], liquidated: Int[Array, "..."], exits: Tally
 ) -> Int[Array, "counts ..."]:
