@@ -12,16 +12,21 @@ Four sides step the same number of environments on the same bars:
     auto-reset   `VecEnv(AutoReset(PerpEnv))`, with episodes of 672 bars that end at different times
     rival        TorchTrade (`benchmarks/rival.py`), which resets itself, a call for every step
 
+Ours with fewer than 256 environments have a process of their own that was started with NPROC=1, as a user would do it:
+XLA then has one thread and hands no kernel to another, which costs so small a batch more than its arithmetic.
+
 The machine may be noisy, so the sides take turns, and a ratio is that of two neighbours: the median of all pairs, with
 quartiles. Actions are random and drawn beforehand: a lot is asked for on every second bar, more than a policy would.
 `limit` and `bare` take the same steps from the same accounts, which have traded before; none of these ends on the way,
 since one that has ended costs nothing. Without the packages of the extra `bench`, limit and rival are left out.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -31,6 +36,7 @@ import sys
 import time
 import unittest.mock
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +49,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import gpu_ahead
 from perpjax import (
     AutoReset,
     EnvConfig,
@@ -68,6 +75,8 @@ REST_SECONDS = 0.02
 QUICK_ENVS = 4096
 BUSY = 0.5
 """Load of others above which to warn: torch's threads wait for each other; a core taken away has cost them tenfold."""
+ALONE = batching.MANY
+"""Fewer environments than so many are stepped by one thread in a process of their own."""
 COUNTED = "synthetic:signal"
 """The market of everything that is counted: five candles a bar, no mark."""
 
@@ -230,27 +239,77 @@ class Trading(NamedTuple):
         return Side(self.copy, lambda state: run_steps(self.env, state, self.actions))
 
 
-def make_sides(market: Market, num_envs: int, missing: set[str]) -> tuple[dict[str, Side], dict[str, Side]]:
-    """What is to be compared, and the drawing of the actions."""
+class Apart:
+    """Our sides in a process of its own, with one thread. A context; the process ends with it."""
+
+    def __init__(self, dataset: str, num_envs: int):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, dataset, num_envs), daemon=True)
+
+    def __enter__(self) -> dict[str, Side]:
+        with unittest.mock.patch.dict(os.environ, NPROC="1"):
+            self.process.start()
+        return {name: Side(self.asking(name, "prepare"), self.asking(name, "run")) for name in ("bare", "auto-reset")}
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.terminate()
+        self.process.join()
+
+    def asking(self, *what: str) -> Callable[..., None]:
+        """What sends this and waits for the answer."""
+
+        def ask(*_: Any) -> None:
+            self.pipe.send(what)
+            while not self.pipe.poll(1):
+                if not self.process.is_alive():
+                    raise OSError(f"the process of its own ended with status {self.process.exitcode}")
+            self.pipe.recv()
+
+        return ask
+
+
+def serve(pipe: Connection, dataset: str, num_envs: int) -> None:
+    """What `Apart` starts: prepares and runs the side that it is asked for."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    sides, ready = make_ours(load_market(dataset), num_envs), None
+    while True:
+        name, what = pipe.recv()
+        if what == "prepare":
+            ready = jax.block_until_ready(sides[name].prepare())
+        else:
+            jax.block_until_ready(sides[name].run(ready))
+        pipe.send("done")
+
+
+def make_ours(market: Market, num_envs: int) -> dict[str, Side]:
+    """In this process."""
     steps = count_steps(num_envs)
-    bare = Trading.begin_bare(market, num_envs, steps)
-    ours = AutoReset(PerpEnv(market))
-    sides = {"bare": bare.as_side(), "auto-reset": Trading.begin(ours, num_envs, steps).as_side()}
+    return {
+        "bare": Trading.begin_bare(market, num_envs, steps).as_side(),
+        "auto-reset": Trading.begin(AutoReset(PerpEnv(market)), num_envs, steps).as_side(),
+    }
+
+
+def make_others(market: Market, num_envs: int, missing: set[str]) -> tuple[dict[str, Side], dict[str, Side]]:
+    """What ours are compared with, and the drawing of the actions."""
+    steps, sides = count_steps(num_envs), {}
     drawing = {"ours": Side(lambda: None, lambda _: draw_actions(jax.random.key(4), steps, num_envs))}
     if "limit" not in missing:
         from benchmarks.limit import Limit
 
+        bare = Trading.begin_bare(market, num_envs, steps)
         limit, rows = Limit(bare.env), np.asarray(bare.actions)
         start = jax.tree.map(lambda axis, x: jnp.moveaxis(x, axis, 0), VecEnv.axes(bare.state), bare.state)
         sides["limit"] = Side(lambda: limit.load(start), lambda _: [limit.step(row) for row in rows])
     if "rival" not in missing:
         from benchmarks.rival import Rival
 
-        rival = Rival(ours.env, num_envs)
+        rival = Rival(PerpEnv(market), num_envs)
         theirs = rival.draw(steps)
         sides["rival"] = Side(lambda: None, lambda _: rival.run(theirs))
         drawing["rival"] = Side(lambda: None, lambda _: rival.draw(steps))
-    return {name: sides[name] for name in SIDES if name in sides}, drawing
+    return sides, drawing
 
 
 @dataclasses.dataclass
@@ -278,26 +337,37 @@ class Speeds:
         return statistics.median(self.drawing[side]) / (self.num_envs * self.steps) * 1e9
 
 
-def measure_speeds(market: Market, num_envs: int, repeats: int, missing: set[str]) -> Speeds:
+def measure_speeds(dataset: str, num_envs: int, repeats: int, missing: set[str]) -> Speeds:
     """All sides that there are."""
-    sides, drawing = make_sides(market, num_envs, missing)
-    return Speeds(num_envs, count_steps(num_envs), take_turns(sides, repeats), take_turns(drawing, 3))
+    market = load_market(dataset)
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(Apart(dataset, num_envs)) if num_envs < ALONE else make_ours(market, num_envs)
+        others, drawing = make_others(market, num_envs, missing)
+        sides = ours | others
+        seconds = take_turns({name: sides[name] for name in SIDES if name in sides}, repeats)
+    return Speeds(num_envs, count_steps(num_envs), seconds, take_turns(drawing, 3))
 
 
 # COUNT
 
 
-def count_bytes_accessed(market: Market, num_envs: int = 4096) -> float:
-    """Bytes a bare step reads and writes for one environment, as XLA counts: all of a market that it takes rows from.
+def compile_bare(market: Market, num_envs: int = 4096) -> jax.stages.Compiled:
+    """One bare step of so many environments on one device, on 4000 bars.
 
-    So the market has 4000 bars. And it counts the body of a loop once, so all slots are computed at once here.
+    XLA counts all of a market that rows are taken from; and the body of a loop once, so all slots are computed at once.
     """
     env = PerpEnv(slice_market(market, 0, 4000))
     state = reset_all(env, num_envs)
     (action,) = draw_actions(jax.random.key(1), 1, num_envs)
     step = jax.jit(lambda env, state, action: VecEnv(env).step(state, action))
     with unittest.mock.patch.object(batching, "MANY", num_envs + 1):
-        return step.lower(env, state, action).compile().cost_analysis()["bytes accessed"] / num_envs
+        return step.lower(env, state, action).compile()
+
+
+def count_bytes_accessed(compiled: jax.stages.Compiled) -> float:
+    """What its kernels read and write; a gathered operand counts as what is gathered of it."""
+    program = gpu_ahead.parse(compiled.as_text())
+    return gpu_ahead.total_bytes(gpu_ahead.count(program, program.entry, {}))
 
 
 def count_state_bytes(market: Market) -> float:
@@ -372,12 +442,12 @@ def count_traces(market: Market, other: Market) -> int:
 
 @dataclasses.dataclass
 class Figure:
-    """Something measured that has a goal; the median of its samples counts."""
+    """Something measured that may have a goal; the median of its samples counts."""
 
     says: str
     samples: list[float]
     """Empty if a side is missing."""
-    goal: float
+    goal: float | None = None
     stretch: float | None = None
     at_least: bool = False
     """Else at most."""
@@ -386,7 +456,7 @@ class Figure:
     @property
     def met(self) -> bool | None:
         """Whether the median meets the goal."""
-        if not self.samples:
+        if not self.samples or self.goal is None:
             return None
         median = statistics.median(self.samples)
         return median >= self.goal if self.at_least else median <= self.goal
@@ -414,8 +484,11 @@ def count_everything(repeats: int, tell: Callable[[str], None]) -> list[Figure]:
     """The goals of size and of growth, on markets of their own."""
     market, other = (load_market(f"{COUNTED}?seed={seed}") for seed in (0, 1))
     tell("counting bytes and traces")
+    num_envs = 4096
+    step = compile_bare(market, num_envs)
     figures = [
-        Figure("bytes accessed a bare step", [count_bytes_accessed(market)], 6000, 4000),
+        Figure("bytes accessed a bare step", [count_bytes_accessed(step) / num_envs], 6000, 4000),
+        Figure("the same by XLA's cost analysis", [step.cost_analysis()["bytes accessed"] / num_envs]),
         Figure("state bytes, observation apart", [count_state_bytes(market)], 700),
         Figure("market bytes, features apart", [count_market_bytes(market)], 250),
         Figure("traces", [count_traces(market, other)], 1),
@@ -451,7 +524,9 @@ def show_figures(figures: list[Figure]) -> Table:
     for head in ("median (quartiles)", "goal (stretch)", "met"):
         table.add_column(head, justify="right", no_wrap=True)
     for f in figures:
-        goal = f"{'>=' if f.at_least else '<='} {f.goal:g}" + (f" ({f.stretch:g})" if f.stretch else "")
+        goal = (
+            f"{'>=' if f.at_least else '<='} {f.goal:g}" + (f" ({f.stretch:g})" if f.stretch else "") if f.goal else "-"
+        )
         met = {None: "-", True: "yes", False: "NO"}[f.met]
         table.add_row(f.says, describe_spread(f.samples, f.digits), goal, met)
     return table
@@ -523,14 +598,15 @@ def measure(args: Args) -> None:
         )
     # What was compiled by an earlier run must not count as compiled quickly.
     jax.config.update("jax_enable_compilation_cache", False)
-    market, speeds = load_market(args.dataset), []
+    load_market(args.dataset)  # or say at once why not
+    speeds = []
     with progress.status("") as status:
         for num_envs in args.num_envs:
             status.update(f"{num_envs} environments")
-            speeds.append(measure_speeds(market, num_envs, args.repeats, missing))
+            speeds.append(measure_speeds(args.dataset, num_envs, args.repeats, missing))
         figures = compare_sides(speeds) + count_everything(args.repeats, status.update)
     console.print(f"{args.dataset}, jax {jax.__version__}, {machine['processor']}, {machine['cores']} cores")
-    console.print(f"ours on {args.devices} CPU devices")
+    console.print(f"ours on {args.devices} CPU devices; of fewer than {ALONE} environments on one thread, NPROC=1")
     console.print(show_speeds(speeds), show_figures(figures))
     for side in speeds[0].drawing:
         drawn = [s.nanoseconds_to_draw(side) for s in speeds]
