@@ -524,9 +524,9 @@ def show_figures(figures: list[Figure]) -> Table:
     for head in ("median (quartiles)", "goal (stretch)", "met"):
         table.add_column(head, justify="right", no_wrap=True)
     for f in figures:
-        goal = (
-            f"{'>=' if f.at_least else '<='} {f.goal:g}" + (f" ({f.stretch:g})" if f.stretch else "") if f.goal else "-"
-        )
+        goal = "-"
+        if f.goal is not None:
+            goal = f"{'>=' if f.at_least else '<='} {f.goal:g}" + (f" ({f.stretch:g})" if f.stretch else "")
         met = {None: "-", True: "yes", False: "NO"}[f.met]
         table.add_row(f.says, describe_spread(f.samples, f.digits), goal, met)
     return table

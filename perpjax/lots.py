@@ -159,9 +159,9 @@ class Life(Moment[tuple[Exits, Held]]):
 
     @property
     def steps(self):
-        return self.live, self.fill
+        return self.end, self.fill
 
-    def live(self, lot: Lots) -> End:
+    def end(self, lot: Lots) -> End:
         """How it ended."""
         held = lot.quantity > 0
         hit = find(self.paths, lot, self.side, self.rule)
