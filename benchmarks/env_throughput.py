@@ -244,12 +244,13 @@ class Apart:
 
     def __init__(self, dataset: str, num_envs: int):
         spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, dataset, num_envs), daemon=True)
+        self.pipe, self.theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(self.theirs, dataset, num_envs), daemon=True)
 
     def __enter__(self) -> dict[str, Side]:
         with unittest.mock.patch.dict(os.environ, NPROC="1"):
             self.process.start()
+        self.theirs.close()  # or its end would not be seen here
         return {name: Side(self.asking(name, "prepare"), self.asking(name, "run")) for name in ("bare", "auto-reset")}
 
     def __exit__(self, *_: Any) -> None:
@@ -260,11 +261,12 @@ class Apart:
         """What sends this and waits for the answer."""
 
         def ask(*_: Any) -> None:
-            self.pipe.send(what)
-            while not self.pipe.poll(1):
-                if not self.process.is_alive():
-                    raise OSError(f"the process of its own ended with status {self.process.exitcode}")
-            self.pipe.recv()
+            try:
+                self.pipe.send(what)
+                self.pipe.recv()
+            except (EOFError, OSError):
+                self.process.join()
+                raise OSError(f"the process of ours ended with status {self.process.exitcode}; see above") from None
 
         return ask
 

@@ -86,7 +86,7 @@ class PerpEnv:
         against = account_side(account.lots) if config.opposite == "close" and config.actions == "box5" else None
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
-        lots, used, opening = open_bar(account.lots, config.max_lots, bar, instrument)
+        lots, used, opening = open_bar(account.lots, bar, instrument)
         wallet = _post((account.wallet, account.wallet_low), (opening.funding, opening.losses), ())
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.

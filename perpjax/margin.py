@@ -125,17 +125,15 @@ class Opening(NamedTuple):
         return self.fates["liquidated"]
 
 
-def open_bar(lots: Lots, slots: int, bar: PackedBar, instrument: Instrument) -> tuple[Lots, Int[Array, "..."], Opening]:
+def open_bar(lots: Lots, bar: PackedBar, instrument: Instrument) -> tuple[Lots, Int[Array, "..."], Opening]:
     """Settle funding, then liquidate the lots whose level the mark open has reached: their quantity becomes 0.
-
-    Args:
-      slots: lots the account can hold.
 
     Returns:
       The lots, how many slots they use (those from there on are free), and what it did to the account.
     """
     used = count_used(lots)
-    at_open, opening = each_lot(_Open(bar, instrument, used, slots), lots.replace(**dict.fromkeys(_UNTOUCHED)), used)
+    moment = _Open(bar, instrument, used, slots=len(lots.quantity))
+    at_open, opening = each_lot(moment, lots.replace(**dict.fromkeys(_UNTOUCHED)), used)
     lots = at_open.replace(**{name: getattr(lots, name) for name in _UNTOUCHED})
     carried, floating = (x * instrument.tick_value for x in (opening.carried, opening.floating))
     return lots, used, opening._replace(carried=carried, floating=floating, side=jnp.clip(opening.side, -1.0, 1.0))

@@ -143,12 +143,11 @@ def _look(moment: Moment, lots: Lots, read: Callable[[Lots], Lots]) -> tuple:
     facts = ()
     for step in moment.steps:
 
-        @stage
-        @functools.wraps(step)
         def find(lots: Lots, facts: tuple, step: Callable = step) -> Any:
             return step(read(lots), *facts)
 
-        facts = (*facts, find(lots, facts))
+        find.__qualname__ = step.__qualname__  # its name in profiles
+        facts = (*facts, stage(find)(lots, facts))
     return facts
 
 
