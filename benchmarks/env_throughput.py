@@ -275,7 +275,8 @@ class Apart:
 def serve(pipe: Connection, dataset: str, num_envs: int) -> None:
     """What `Apart` starts: prepares and runs the side that it is asked for."""
     jax.config.update("jax_enable_compilation_cache", False)
-    sides, ready = make_ours(load_market(dataset), num_envs), None
+    market = load_market(dataset)
+    sides, ready = make_ours(market, Trading.begin_bare(market, num_envs, count_steps(num_envs)), num_envs), None
     while True:
         name, what = pipe.recv()
         if what == "prepare":
@@ -285,16 +286,15 @@ def serve(pipe: Connection, dataset: str, num_envs: int) -> None:
         pipe.send("done")
 
 
-def make_ours(market: Market, num_envs: int) -> dict[str, Side]:
+def make_ours(market: Market, bare: Trading, num_envs: int) -> dict[str, Side]:
     """In this process."""
-    steps = count_steps(num_envs)
-    return {
-        "bare": Trading.begin_bare(market, num_envs, steps).as_side(),
-        "auto-reset": Trading.begin(AutoReset(PerpEnv(market)), num_envs, steps).as_side(),
-    }
+    ours = Trading.begin(AutoReset(PerpEnv(market)), num_envs, count_steps(num_envs))
+    return {"bare": bare.as_side(), "auto-reset": ours.as_side()}
 
 
-def make_others(market: Market, num_envs: int, missing: set[str]) -> tuple[dict[str, Side], dict[str, Side]]:
+def make_others(
+    market: Market, bare: Trading, num_envs: int, missing: set[str]
+) -> tuple[dict[str, Side], dict[str, Side]]:
     """What ours are compared with, and the drawing of the actions."""
     steps, sides = count_steps(num_envs), {}
     drawing = {"ours": Side(lambda: None, lambda _: draw_actions(jax.random.key(4), steps, num_envs))}
@@ -303,7 +303,6 @@ def make_others(market: Market, num_envs: int, missing: set[str]) -> tuple[dict[
 
         from benchmarks.limit import Limit
 
-        bare = Trading.begin_bare(market, num_envs, steps)
         limit, rows = Limit(bare.env), np.asarray(bare.actions)
         threads = 1 if num_envs < ALONE else numba.config.NUMBA_NUM_THREADS
 
@@ -349,21 +348,22 @@ class Speeds:
         return statistics.median(self.drawing[side]) / (self.num_envs * self.steps) * 1e9
 
 
-def measure_speeds(dataset: str, num_envs: int, repeats: int, missing: set[str]) -> Speeds:
-    """All sides that there are."""
-    market = load_market(dataset)
-    with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(Apart(dataset, num_envs)) if num_envs < ALONE else make_ours(market, num_envs)
-        others, drawing = make_others(market, num_envs, missing)
+def measure_speeds(dataset: str, market: Market, num_envs: int, repeats: int, missing: set[str]) -> Speeds:
+    """All sides that there are, on the market of a dataset."""
+    steps = count_steps(num_envs)
+    bare = Trading.begin_bare(market, num_envs, steps)
+    others, drawing = make_others(market, bare, num_envs, missing)
+    alone = num_envs < ALONE
+    with Apart(dataset, num_envs) if alone else contextlib.nullcontext(make_ours(market, bare, num_envs)) as ours:
         sides = ours | others
         seconds = take_turns({name: sides[name] for name in SIDES if name in sides}, repeats)
-    return Speeds(num_envs, count_steps(num_envs), seconds, take_turns(drawing, 3))
+    return Speeds(num_envs, steps, seconds, take_turns(drawing, 3))
 
 
 # COUNT
 
 
-def compile_bare(market: Market, num_envs: int = 4096) -> jax.stages.Compiled:
+def compile_bare(market: Market, num_envs: int) -> jax.stages.Compiled:
     """One bare step of so many environments on one device, on 4000 bars.
 
     XLA counts all of a market that rows are taken from; and the body of a loop once, so all slots are computed at once.
@@ -610,12 +610,11 @@ def measure(args: Args) -> None:
         )
     # What was compiled by an earlier run must not count as compiled quickly.
     jax.config.update("jax_enable_compilation_cache", False)
-    load_market(args.dataset)  # or say at once why not
-    speeds = []
+    market, speeds = load_market(args.dataset), []
     with progress.status("") as status:
         for num_envs in args.num_envs:
             status.update(f"{num_envs} environments")
-            speeds.append(measure_speeds(args.dataset, num_envs, args.repeats, missing))
+            speeds.append(measure_speeds(args.dataset, market, num_envs, args.repeats, missing))
         figures = compare_sides(speeds) + count_everything(args.repeats, status.update)
     console.print(f"{args.dataset}, jax {jax.__version__}, {machine['processor']}, {machine['cores']} cores")
     console.print(f"ours on {args.devices} CPU devices; of fewer than {ALONE} environments on one thread, NPROC=1")

@@ -18,7 +18,7 @@ from perpjax.moments import NO_SLOT, Moment, Tally, each_lot
 from perpjax.orders import Verdict
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
-from perpjax.state import EVENTS, Holdings, Lots, gain
+from perpjax.state import EVENTS, Holdings, Lots
 
 
 class Entry(NamedTuple):
@@ -98,30 +98,8 @@ class Exits(NamedTuple):
     """As `End.events`."""
 
 
-class Held(NamedTuple):
-    """What lots add up to that are held after a bar; see `Holdings`."""
-
-    margin: Float[Array, "..."]
-    quantity: Float[Array, "..."]
-    floating: Float[Array, "..."]
-    """In ticks times steps."""
-    oldest: Int[Array, "..."]
-    brink: Float[Array, "..."]
-
-    @classmethod
-    def of(cls, lot: Lots, mark: Float[Array, "..."]) -> "Held":
-        """One lot at `mark`, in ticks; nothing if its slot is free."""
-        brink = jnp.where(lot.liquidation > 0, lot.side * lot.liquidation, -jnp.inf)
-        return cls(lot.margin, lot.quantity, gain(lot, mark), lot.age, brink)
-
-    def plus(self, other: "Held") -> "Held":
-        """Both, of one account."""
-        added = jax.tree.map(jnp.add, self, other)
-        return added._replace(oldest=jnp.maximum(self.oldest, other.oldest), brink=jnp.maximum(self.brink, other.brink))
-
-
 @dataclasses.dataclass
-class Life(Moment[tuple[Exits, Held]]):
+class Life(Moment[tuple[Exits, Holdings]]):
     """The candles of a bar, what they end, and what is held after them.
 
     Attributes:
@@ -179,19 +157,19 @@ class Life(Moment[tuple[Exits, Held]]):
         price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lot.target, at_market))
         return jnp.where(end.how > Exit.LIQUIDATED, price, 0)
 
-    def weigh(self, lot: Lots, facts: tuple[End, Array], slot: Int[Array, "..."] | int) -> tuple[Exits, Held]:
+    def weigh(self, lot: Lots, facts: tuple[End, Array], slot: Int[Array, "..."] | int) -> tuple[Exits, Holdings]:
         end, fill = facts
         lot = lot.replace(side=self.side)  # a number fewer to read
         exits = settle(lot, end, fill, self.tick_value, self.slots, self.params)
-        return exits, Held.of(keep(lot, end, self.bars), self.bar.unpack().mark_close[-1])
+        return exits, Holdings.of(keep(lot, end, self.bars), self.bar.unpack().mark_close[-1])
 
     def write(self, lot: Lots, facts: tuple[End, Array]) -> dict[str, Array]:
         return vars(keep(lot, facts[0], self.bars))
 
-    def add(self, a: tuple[Exits, Held], b: tuple[Exits, Held]) -> tuple[Exits, Held]:
+    def add(self, a: tuple[Exits, Holdings], b: tuple[Exits, Holdings]) -> tuple[Exits, Holdings]:
         return super().add(a[0], b[0]), a[1].plus(b[1])
 
-    def start(self, zeros: tuple[Exits, Held]) -> tuple[Exits, Held]:
+    def start(self, zeros: tuple[Exits, Holdings]) -> tuple[Exits, Holdings]:
         exits, nothing = zeros
         return exits, nothing._replace(brink=jnp.full_like(nothing.brink, -jnp.inf))
 
@@ -205,9 +183,9 @@ def live(lots: Lots, used: Int[Array, "..."], life: Life) -> tuple[Lots, Exits, 
     opens = life.entry.slot < NO_SLOT
     used = jnp.where(opens, jnp.maximum(used, life.entry.slot + 1), used)
     lots, (exits, held) = each_lot(life, lots, used)
-    held = held._replace(floating=held.floating * life.tick_value)
     count = exits.events["held"]
-    return lots, exits, Holdings(count, jnp.where(count > 0, life.side, 0), *held)
+    side = jnp.where(count > 0, life.side, 0)
+    return lots, exits, held._replace(floating=held.floating * life.tick_value, count=count, side=side)
 
 
 @stage

@@ -113,6 +113,7 @@ class Opening(NamedTuple):
     free: Int[Array, "..."]
     """The lowest free slot; no slot if there is none."""
     fates: Tally
+    """Lots held and lots liquidated."""
 
     @property
     def count(self) -> Int[Array, "..."]:

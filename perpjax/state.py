@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -172,25 +173,37 @@ def add_each(ledger: Ledger, **amounts: Float[Array, ""]) -> Ledger:
 class Holdings(NamedTuple):
     """What an account holds, summed over its lots."""
 
-    count: Int[Array, "..."]
-    side: Float[Array, "..."]
-    """+1, -1, or 0 when flat: an account is never long and short at once."""
     margin: Float[Array, "..."]
     """Quote."""
     quantity: Float[Array, "..."]
     """Steps."""
     floating: Float[Array, "..."]
-    """Unrealised profit, quote."""
+    """Unrealised profit: quote, but ticks times steps while lots are added up."""
     oldest: Int[Array, "..."]
     """Bars."""
     brink: Float[Array, "..."]
     """The nearest liquidation price times the side, ticks; -inf when no lot has one."""
+    count: Int[Array, "..."] | None = None
+    """None while lots are added up: they are counted with what became of the others."""
+    side: Float[Array, "..."] | None = None
+    """+1, -1, or 0 when flat: an account is never long and short at once. None while lots are added up."""
 
     @classmethod
     def none(cls) -> "Holdings":
         """Of an account that holds nothing."""
         zero, no = jnp.zeros(()), jnp.zeros((), jnp.int32)
-        return cls(no, zero, zero, zero, zero, no, -jnp.inf + zero)
+        return cls(zero, zero, zero, no, -jnp.inf + zero, count=no, side=zero)
+
+    @classmethod
+    def of(cls, lot: Lots, mark: Float[Array, "..."]) -> "Holdings":
+        """One lot at `mark`, in ticks; nothing if its slot is free."""
+        brink = jnp.where(lot.liquidation > 0, lot.side * lot.liquidation, -jnp.inf)
+        return cls(lot.margin, lot.quantity, gain(lot, mark), lot.age, brink)
+
+    def plus(self, other: "Holdings") -> "Holdings":
+        """Both, of one account."""
+        added = jax.tree.map(jnp.add, self, other)
+        return added._replace(oldest=jnp.maximum(self.oldest, other.oldest), brink=jnp.maximum(self.brink, other.brink))
 
 
 def account_side(lots: Lots) -> Float[Array, ""]:
