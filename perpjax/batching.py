@@ -29,7 +29,7 @@ NARROW = 32
 LINE = 16
 """Floats of a cache line."""
 SHARE = 256
-"""`where_rows` computes one of so many elements at a time: about as many as there are episodes that end at once."""
+"""`where_rows` looks for one in so many elements at a time: about as many as there are episodes that end at once."""
 ROWS = 16
 """But at least so many."""
 MANY = 256
@@ -282,12 +282,13 @@ def where_rows(
     """`function(*operands)` where `predicate` holds, `otherwise` elsewhere; for what is rare in a batch.
 
     A batched `lax.cond` becomes a select: both branches always run, for all. On a CPU only those that ask are
-    computed here, so many rows at a time, and put in place. On other devices it is the select, which costs them less.
+    computed here, one by one, and put in place: what is computed for one is little code, which compiles quickly. On
+    other devices it is the select, which costs them less.
 
     Args:
       predicate, operands: as in `lax.cond`. `function` must not close over traced values.
       otherwise: of the structure that `function` returns.
-      rows: how many are computed at a time; see `SHARE`.
+      rows: how many are looked for at a time; see `SHARE`.
     """
     function = _named(function)
 
@@ -301,23 +302,25 @@ def where_rows(
 
         def on_cpu(predicate: Array, otherwise: T, *operands: Any) -> T:
             def do_some(carry: tuple[Array, T]) -> tuple[Array, T]:
-                left, out = carry
-                asks, index = lax.top_k(left, some)  # a quarter of the time of jnp.nonzero
-                index = jnp.where(asks > 0, index, size)
+                asks, index = lax.top_k(carry[0], some)  # a quarter of the time of jnp.nonzero
 
-                def at(axis: int, x: Array) -> Any:
-                    return x.at[(slice(None),) * axis + (index,)]
+                def do_one(carry: tuple[Array, tuple[Array, T]]) -> tuple[Array, tuple[Array, T]]:
+                    i, (left, out) = carry
+                    row = index[i].astype(jnp.uint32)  # counted from the end if negative, and only if signed
 
-                def take(axis: int, x: Array) -> Array:
-                    return x if axis == SHARED else at(axis, x).get(mode="clip")
+                    def take(axis: int, x: Array) -> Array:
+                        return x if axis == SHARED else lax.dynamic_index_in_dim(x, row, axis, keepdims=False)
 
-                def put(axis: int, x: Array, y: Array) -> Array:
-                    return _batch_innermost(axis, at(axis, x).set(y, mode="drop"))
+                    def put(axis: int, x: Array, y: Array) -> Array:
+                        return _batch_innermost(axis, lax.dynamic_update_index_in_dim(x, y, row, axis))
 
-                new = jax.vmap(function, in_axes, out_axes, axis_size=some)(
-                    *jax.tree.map(take, tuple(axes[2:]), operands)
-                )
-                return left.at[index].set(0, mode="drop"), jax.tree.map(put, out_axes, out, new)
+                    new = function(*jax.tree.map(take, tuple(axes[2:]), operands))
+                    return i + 1, (put(0, left, jnp.float32(0)), jax.tree.map(put, out_axes, out, new))
+
+                def asked(carry: tuple[Array, tuple[Array, T]]) -> Array:
+                    return (carry[0] < some) & (asks[carry[0]] > 0)
+
+                return lax.while_loop(asked, do_one, (jnp.int32(0), carry))[1]
 
             # Whether any is left: of booleans XLA makes a kernel ten times as long, and of a flag in the carry copies.
             left = predicate.astype(jnp.float32)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -208,7 +209,7 @@ def pick_start(market: Market, bits: UInt32[Array, ""], episode_length: int) -> 
     """A first bar and its segment, uniform over all segments' starts if `bits` are 32 uniform bits."""
     counts = jnp.maximum(_start_counts(market.segments, episode_length), 0)
     ends = jnp.cumsum(counts)
-    draw = (bits % ends[-1].astype(jnp.uint32)).astype(jnp.int32)
+    draw = lax.rem(bits, ends[-1].astype(jnp.uint32)).astype(jnp.int32)
     segment = jnp.sum(draw >= ends)
     return market.segments.first[segment] + draw - (ends - counts)[segment], segment
 
