@@ -101,14 +101,11 @@ class PerpEnv:
         order = _review(config)(action, against, exposure, bar, instrument, params)
         entry = open_lot(order, opening.free, instrument)
         side = jnp.where(order.opens, order.side, opening.side)
-        entry_notional = jnp.where(order.opens, order.notional, 0)
-        entry_fee = params.taker_fee * entry_notional
 
         # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
         life = Life(entry, bar, side, order.closes, bars, tick_value, config.intrabar, config.max_lots, params)
         lots, exits, held = live(lots, used, life)
-        liquidated = opening.liquidated + exits.events["liquidated"]
-        wallet = _post(wallet, (entry_fee, exits.fees, exits.losses), (exits.realised,))
+        wallet = _post(wallet, (order.fee, exits.fees, exits.losses), (exits.realised,))
 
         # 10. Mark to market.
         equity = jnp.where(over, state.equity, wallet[0] + held.floating)
@@ -116,11 +113,12 @@ class PerpEnv:
         # 11. Reward and flags.
         terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
         truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
-        posted = exits.realised - exits.fees - exits.losses - entry_fee - opening.funding - opening.losses
+        posted = exits.realised - exits.fees - exits.losses - order.fee - opening.funding - opening.losses
         reward = log_return(posted + (held.floating - opening.carried), state.equity, equity, params)
         if config.reward == "shaped":
             now = bar.unpack()
             exposed, move = held.quantity * now.mark_close[-1] * tick_value, now.atr_after / now.close[-1]
+            liquidated = opening.liquidated + exits.events["liquidated"]
             reward = shaped(reward, order.opens, liquidated, exposed, move, equity, terminated, params)
         reward = jnp.where(over, 0, reward)
 
@@ -131,14 +129,14 @@ class PerpEnv:
         )
         ledger = add_each(
             account.ledger,
-            fees=entry_fee + exits.fees,
+            fees=order.fee + exits.fees,
             funding=opening.funding,
             realised=exits.realised,
             liquidation_losses=opening.losses + exits.losses,
-            traded_notional=entry_notional + exits.notional,
+            traded_notional=order.notional + exits.notional,
         )
         verdict = jnp.where(over, -1, order.verdict)
-        happened = count(verdict, order.opens, liquidated, events)
+        happened = count(verdict, order.opens, opening.liquidated, events)
         ledger = ledger.replace(counts=ledger.counts + happened)
         new = state.replace(
             t=t,
@@ -179,7 +177,7 @@ class PerpEnv:
             equity=equity,
             account=account,
             key=key,
-            end=jnp.minimum(t + self.config.episode_length, self.market.segments.last[segment] + 1),
+            end=jnp.minimum(t + self.config.episode_length - 1, self.market.segments.last[segment]) + 1,
             instrument=row,
         )
 

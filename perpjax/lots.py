@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax.batching import any_of, by_column, by_tile, stage
@@ -15,10 +15,9 @@ from perpjax.intrabar import Exit, Paths, at_candle, find, follow
 from perpjax.margin import liquidation_ticks
 from perpjax.market import PackedBar
 from perpjax.moments import NO_SLOT, Moment, Tally, each_lot
-from perpjax.orders import Verdict
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
-from perpjax.state import EVENTS, Holdings, Lots
+from perpjax.state import COUNTS, Holdings, Lots
 
 
 class Entry(NamedTuple):
@@ -67,7 +66,7 @@ class End(NamedTuple):
 
     @property
     def events(self) -> dict[str, Bool[Array, "..."]]:
-        """By their name in `state.EVENTS`; and whether it is still held."""
+        """By their names in `state.EVENTS` and in that order; and whether it is still held."""
         how = self.how
         return {
             "liquidated": how == Exit.LIQUIDATED,
@@ -226,7 +225,8 @@ def count(
     verdict: Int[Array, "..."], opened: Bool[Array, "..."], liquidated: Int[Array, "..."], exits: Tally
 ) -> Int[Array, "counts ..."]:
     """What a step adds to `Ledger.counts`. No verdict at all is -1."""
-    events = {name: exits[name] for name in exits.names} | {"opened": opened, "liquidated": liquidated}
-    verdicts = lax.broadcasted_iota(jnp.int32, (len(Verdict), *verdict.shape), 0) == verdict
-    happened = jnp.stack([events[name].astype(jnp.int32) for name in EVENTS])
-    return jnp.concatenate([verdicts.astype(jnp.int32), happened])
+    # The same for all, so numpy's: what XLA could compute once it would store, for every environment.
+    place = np.arange(len(COUNTS)).reshape(-1, *[1] * verdict.ndim)
+    once = (place == verdict) | (place == COUNTS.index("opened")) & opened
+    ended = exits.at(place - COUNTS.index(exits.names[0]))
+    return once + ended + jnp.where(place == COUNTS.index("liquidated"), liquidated, 0)

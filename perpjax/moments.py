@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
@@ -77,6 +78,15 @@ class Tally:
     def __getitem__(self, name: str) -> Int[Array, "..."]:
         word, place = divmod(self.names.index(name), 31 // self.bits)
         return self.words[word] >> self.bits * place & (1 << self.bits) - 1
+
+    def at(self, place: np.ndarray) -> Int[Array, "..."]:
+        """Of the names in these places; 0 where there is none."""
+        some, count = 31 // self.bits, 0
+        for i, word in enumerate(self.words):
+            here = place - some * i
+            inside = (here >= 0) & (here < some)
+            count += jnp.where(inside, word >> self.bits * np.where(inside, here, 0) & (1 << self.bits) - 1, 0)
+        return count
 
 
 def each_lot(moment: Moment[Sums], lots: Lots, used: Int[Array, "..."]) -> tuple[Lots, Sums]:

@@ -48,6 +48,9 @@ class Review(NamedTuple):
     margin: Float[Array, "..."]
     """Notional / leverage, quote."""
     notional: Float[Array, "..."]
+    """Quote; 0 if no lot opens."""
+    fee: Float[Array, "..."]
+    """Of the entry, quote."""
     stop: Float[Array, "..."]
     """Ticks."""
     target: Float[Array, "..."]
@@ -124,7 +127,8 @@ def review(
         verdict = jnp.where(holds, jnp.int32(code), verdict)
     accepted = verdict == Verdict.ACCEPTED
     opens = accepted & ((order.direction == LONG) | (order.direction == SHORT))
+    notional = jnp.where(opens, notional, 0)
     return Review(
-        verdict, opens, accepted & close, side, entry, quantity, leverage, notional / leverage, notional,
-        entry - side * stop_distance, entry + side * target_distance,
+        verdict, opens, accepted & close, side, entry, quantity, leverage, notional / leverage,
+        notional, params.taker_fee * notional, entry - side * stop_distance, entry + side * target_distance,
     )  # fmt: skip

@@ -47,7 +47,7 @@ def test_an_order_that_passes():
         got = judge(direction=direction)
         expected = dict(
             verdict=Verdict.ACCEPTED, opens=True, closes=False, side=side, entry=1000.0, quantity=1000.0, leverage=10.0,
-            margin=1000.0, notional=10_000.0, stop=1000 - 20 * side, target=1000 + 40 * side,
+            margin=1000.0, notional=10_000.0, fee=0.0, stop=1000 - 20 * side, target=1000 + 40 * side,
         )  # fmt: skip
         chex.assert_trees_all_close(jax.tree.map(float, got._asdict()), jax.tree.map(float, expected), rtol=1e-6)
 
@@ -68,6 +68,7 @@ REASONS = {
 def test_each_verdict(verdict):
     got = judge(**REASONS[verdict])
     assert int(got.verdict) == verdict and not bool(got.opens) and not bool(got.closes)
+    assert float(got.notional) == 0 and float(got.fee) == 0
 
 
 @pytest.mark.parametrize("first, second", list(itertools.combinations(REASONS, 2)), ids=lambda v: v.name)
@@ -237,8 +238,10 @@ def test_below_minimum():
 def test_quantity_is_capped_after_sizing_and_the_margin_follows():
     small = Instrument("S", 1.0, 0.01, 5.0, max_quantity=0.07, brackets=HAND.brackets)
     got = judge(instrument=small.on_device())
-    # 7 steps of 10: notional 70, M = 7.
+    # 7 steps of 10: notional 70, M = 7, and a fee of 0.1 % is 0.07.
     chex.assert_trees_all_close((got.quantity, got.notional, got.margin), jax.tree.map(jnp.float32, (7.0, 70.0, 7.0)))
+    dear = judge(instrument=small.on_device(), params=FREE.replace(taker_fee=0.001))
+    chex.assert_trees_all_close(dear.fee, jnp.float32(0.07), rtol=1e-6)
 
 
 def test_verdicts_in_the_ledger():
