@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int
 from perpjax._pytree import pytree
 from perpjax.batching import batch_last, end_kernel, stage
 from perpjax.instrument import Instrument
-from perpjax.lots import Life, count, live, open_lot
-from perpjax.margin import open_bar
+from perpjax.lots import Life, count, live, open_lot, take_stock
+from perpjax.margin import Opening, open_bar
 from perpjax.market import Market, PackedBar, find_segment, pick_start
+from perpjax.moments import Tally
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
 from perpjax.orders import CLOSE, check_action, decode
 from perpjax.params import EnvConfig, EnvParams
@@ -77,8 +78,7 @@ class PerpEnv:
         params, config = self.params, self.config
         # An episode that is over stays at its last bar, in which nothing trades any more.
         over = state.terminated | state.truncated
-        bars = jnp.where(over, 0, 1)
-        t = state.t + bars
+        t = jnp.where(over, state.t, state.t + 1)
         bar = self.market.packed_bar(t - 1, halted=over)
         instrument = self.market.instrument_at(state.instrument)
         tick_value = instrument.tick_value
@@ -90,31 +90,23 @@ class PerpEnv:
         wallet = _post((account.wallet, account.wallet_low), (opening.funding, opening.losses), ())
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
-        exposure = Exposure(
-            lots=opening.count,
-            slots=config.max_lots,
-            side=opening.side,
-            wallet=wallet[0],
-            equity=wallet[0] + opening.floating,
-            margin=opening.margin,
-        )
-        order = _review(config)(action, against, exposure, bar, instrument, params)
+        order = _review(config)(action, against, opening, wallet[0], bar, instrument, params)
         entry = open_lot(order, opening.free, instrument)
-        side = jnp.where(order.opens, order.side, opening.side)
 
         # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
-        life = Life(entry, bar, side, order.closes, bars, tick_value, config.intrabar, config.max_lots, params)
+        life = Life(entry, bar, order.side, order.closes, tick_value, config.intrabar, config.max_lots, params)
         lots, exits, held = live(lots, used, life)
         wallet = _post(wallet, (order.fee, exits.fees, exits.losses), (exits.realised,))
 
         # 10. Mark to market.
-        equity = jnp.where(over, state.equity, wallet[0] + held.floating)
+        equity = jnp.where(over, state.equity, wallet[0] + held.floating * tick_value)
 
         # 11. Reward and flags.
         terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
         truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
         posted = exits.realised - exits.fees - exits.losses - order.fee - opening.funding - opening.losses
-        reward = log_return(posted + (held.floating - opening.carried), state.equity, equity, params)
+        gained = (held.floating - opening.carried) * tick_value
+        reward = log_return(posted + gained, state.equity, equity, params)
         if config.reward == "shaped":
             now = bar.unpack()
             exposed, move = held.quantity * now.mark_close[-1] * tick_value, now.atr_after / now.close[-1]
@@ -122,7 +114,7 @@ class PerpEnv:
             reward = shaped(reward, order.opens, liquidated, exposed, move, equity, terminated, params)
         reward = jnp.where(over, 0, reward)
 
-        view = _observe(held, config.max_lots, equity, bar, tick_value, params)
+        view = _observe(held, exits.events, order.side, config.max_lots, equity, bar, tick_value, params)
         # What follows need not read the lots again.
         view, equity, terminated, truncated, reward, events = end_kernel(
             (view, equity, terminated, truncated, reward, exits.events)
@@ -221,17 +213,27 @@ def _review(config: EnvConfig) -> Callable[..., Review]:
     def review_order(
         action: Array,
         against: Float[Array, "..."] | None,
-        exposure: Exposure,
+        opening: Opening,
+        wallet: Float[Array, "..."],
         packed: PackedBar,
         instrument: Instrument,
         params: EnvParams,
     ) -> Review:
-        """What becomes of an action; against a side, if one is given, it closes."""
+        """What becomes of an action; against a side, if one is given, it closes. Its side is then the account's."""
         order, bar = decode(action, params, config), packed.unpack()
         if against is not None:
             closes = order.direction * against < 0
             order = order._replace(direction=jnp.where(closes, CLOSE, order.direction))
-        return review(order, exposure, bar.open[0], bar.valid[0], bar.atr, instrument, params)
+        exposure = Exposure(
+            lots=opening.count,
+            slots=config.max_lots,
+            side=opening.side,
+            wallet=wallet,
+            equity=wallet + opening.floating * instrument.tick_value,
+            margin=opening.margin,
+        )
+        order = review(order, exposure, bar.open[0], bar.valid[0], bar.atr, instrument, params)
+        return order._replace(side=jnp.where(order.opens, order.side, opening.side))
 
     return review_order
 
@@ -239,10 +241,13 @@ def _review(config: EnvConfig) -> Callable[..., Review]:
 @stage
 def _observe(
     held: Holdings,
+    events: Tally,
+    side: Float[Array, "..."],
     slots: int,
     equity: Float[Array, "..."],
     packed: PackedBar,
     tick_value: Float[Array, "..."],
     params: EnvParams,
 ) -> list[Float[Array, "..."]]:
+    held = take_stock(held, events, side, tick_value)
     return observe_account(held, slots, equity, packed.unpack().mark_close[-1], tick_value, params)

@@ -105,7 +105,6 @@ class Life(Moment[tuple[Exits, Holdings]]):
       entry: what opens before the first candle.
       side: of the account, +1 or -1, and so of each lot.
       closes: whether a close order was accepted: its lots see no candle.
-      bars: 1, or 0 for an episode that is over.
       rule: see `intrabar.resolve`.
       slots: lots the account can hold.
     """
@@ -114,7 +113,6 @@ class Life(Moment[tuple[Exits, Holdings]]):
     bar: PackedBar
     side: Float[Array, "..."]
     closes: Bool[Array, "..."]
-    bars: Int[Array, "..."]
     tick_value: Float[Array, "..."]
     rule: Intrabar
     slots: int
@@ -160,10 +158,10 @@ class Life(Moment[tuple[Exits, Holdings]]):
         end, fill = facts
         lot = lot.replace(side=self.side)  # a number fewer to read
         exits = settle(lot, end, fill, self.tick_value, self.slots, self.params)
-        return exits, Holdings.of(keep(lot, end, self.bars), self.bar.unpack().mark_close[-1])
+        return exits, Holdings.of(keep(lot, end, self.bar.halted), self.bar.unpack().mark_close[-1])
 
     def write(self, lot: Lots, facts: tuple[End, Array]) -> dict[str, Array]:
-        return vars(keep(lot, facts[0], self.bars))
+        return vars(keep(lot, facts[0], self.bar.halted))
 
     def add(self, a: tuple[Exits, Holdings], b: tuple[Exits, Holdings]) -> tuple[Exits, Holdings]:
         return super().add(a[0], b[0]), a[1].plus(b[1])
@@ -182,9 +180,19 @@ def live(lots: Lots, used: Int[Array, "..."], life: Life) -> tuple[Lots, Exits, 
     opens = life.entry.slot < NO_SLOT
     used = jnp.where(opens, jnp.maximum(used, life.entry.slot + 1), used)
     lots, (exits, held) = each_lot(life, lots, used)
-    count = exits.events["held"]
-    side = jnp.where(count > 0, life.side, 0)
-    return lots, exits, held._replace(floating=held.floating * life.tick_value, count=count, side=side)
+    return lots, exits, held
+
+
+def take_stock(held: Holdings, events: Tally, side: Float[Array, "..."], tick_value: Float[Array, "..."]) -> Holdings:
+    """What `live` says is held, with number and side, in quote currency.
+
+    Args:
+      events: of the bar.
+      side: of the account.
+    """
+    count = events["held"]
+    side = jnp.where(count > 0, side, 0)
+    return held._replace(floating=held.floating * tick_value, count=count, side=side)
 
 
 @stage
@@ -216,9 +224,10 @@ def settle(
     return Exits(profit, fee, loss, notional, Tally.of(end.events, slots))
 
 
-def keep(lots: Lots, end: End, bars: Int[Array, "..."]) -> Lots:
-    """What is still held, so many bars older; zeros in the other slots."""
-    return jax.tree.map(lambda x: jnp.where(end.kept, x, 0), lots.replace(age=lots.age + bars))
+def keep(lots: Lots, end: End, halted: Bool[Array, "..."]) -> Lots:
+    """What is still held, a bar older unless `halted`; zeros in the other slots."""
+    older = lots.replace(age=jnp.where(halted, lots.age, lots.age + 1))
+    return jax.tree.map(lambda x: jnp.where(end.kept, x, 0), older)
 
 
 def count(

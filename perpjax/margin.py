@@ -103,11 +103,11 @@ class Opening(NamedTuple):
     losses: Float[Array, "..."]
     """Margins of the lots liquidated, quote."""
     carried: Float[Array, "..."]
-    """Unrealised profit before, at the mark close of the bar before, quote."""
+    """Unrealised profit before, at the mark close of the bar before, ticks times steps."""
     floating: Float[Array, "..."]
     """That of the lots that are left."""
-    side: Float[Array, "..."]
-    """Theirs."""
+    sides: Float[Array, "..."]
+    """Sum of theirs."""
     margin: Float[Array, "..."]
     """Sum of theirs, quote."""
     free: Int[Array, "..."]
@@ -119,6 +119,11 @@ class Opening(NamedTuple):
     def count(self) -> Int[Array, "..."]:
         """Lots left."""
         return self.fates["held"]
+
+    @property
+    def side(self) -> Float[Array, "..."]:
+        """Theirs: +1, -1, or 0 if none is left."""
+        return jnp.clip(self.sides, -1.0, 1.0)
 
     @property
     def liquidated(self) -> Int[Array, "..."]:
@@ -135,9 +140,7 @@ def open_bar(lots: Lots, bar: PackedBar, instrument: Instrument) -> tuple[Lots, 
     used = count_used(lots)
     moment = _Open(bar, instrument, used, slots=len(lots.quantity))
     at_open, opening = each_lot(moment, lots.replace(**dict.fromkeys(_UNTOUCHED)), used)
-    lots = at_open.replace(**{name: getattr(lots, name) for name in _UNTOUCHED})
-    carried, floating = (x * instrument.tick_value for x in (opening.carried, opening.floating))
-    return lots, used, opening._replace(carried=carried, floating=floating, side=jnp.clip(opening.side, -1.0, 1.0))
+    return at_open.replace(**{name: getattr(lots, name) for name in _UNTOUCHED}), used, opening
 
 
 _UNTOUCHED = ("leverage", "stop", "target", "age")
@@ -182,7 +185,7 @@ class _Open(Moment[Opening]):
             losses=jnp.where(gone, margin, 0),
             carried=profit,
             floating=jnp.where(held, profit, 0),
-            side=jnp.where(held, lot.side, 0),
+            sides=jnp.where(held, lot.side, 0),
             margin=jnp.where(held, margin, 0),
             free=jnp.where(held, NO_SLOT, slot),
             fates=Tally.of({"held": held, "liquidated": gone}, self.slots),
