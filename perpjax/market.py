@@ -56,10 +56,11 @@ class PackedBar:
 
     def unpack(self) -> Bar:
         """Its parts, by name."""
-        columns, k = by_column(self.columns), self.candles_per_bar
-        prices = [columns[i * k : (i + 1) * k] for i in range(8 if self.has_mark else 4)]
-        valid = jnp.stack([(x > 0) & ~self.halted for x in columns[-k - 5 : -5]])
-        rate, price, before, atr, after = columns[-5:]
+        k = self.candles_per_bar
+        parts = lax.split(by_column(self.columns), [k] * (8 if self.has_mark else 4) + [1] * (k + 5))
+        *prices, rate, price, before, atr, after = *parts[: -k - 5], *(x[0] for x in parts[-5:])
+        trades = ~self.halted
+        valid = jnp.concatenate([(x > 0) & trades for x in parts[-k - 5 : -5]])
         return Bar(*prices[:4], *prices[-4:], valid, jnp.where(self.halted, 0, rate), price, before, atr, after)
 
 
