@@ -235,7 +235,7 @@ def count(
 ) -> Int[Array, "counts ..."]:
     """What a step adds to `Ledger.counts`. No verdict at all is -1."""
     # The same for all, so numpy's: what XLA could compute once it would store, for every environment.
-    place = np.arange(len(COUNTS)).reshape(-1, *[1] * verdict.ndim)
+    place = np.arange(len(COUNTS), dtype=np.int32).reshape(-1, *[1] * verdict.ndim)
     once = (place == verdict) | (place == COUNTS.index("opened")) & opened
     ended = exits.at(place - COUNTS.index(exits.names[0]))
     return once + ended + jnp.where(place == COUNTS.index("liquidated"), liquidated, 0)

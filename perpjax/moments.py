@@ -79,13 +79,13 @@ class Tally:
         word, place = divmod(self.names.index(name), 31 // self.bits)
         return self.words[word] >> self.bits * place & (1 << self.bits) - 1
 
-    def at(self, place: np.ndarray) -> Int[Array, "..."]:
+    def at(self, place: Int[np.ndarray, "..."]) -> Int[Array, "..."]:
         """Of the names in these places; 0 where there is none."""
         some, count = 31 // self.bits, 0
         for i, word in enumerate(self.words):
             here = place - some * i
             inside = (here >= 0) & (here < some)
-            count += jnp.where(inside, word >> self.bits * np.where(inside, here, 0) & (1 << self.bits) - 1, 0)
+            count += (word >> self.bits * here * inside) & inside * np.int32((1 << self.bits) - 1)
         return count
 
 

@@ -162,6 +162,8 @@ def test_a_tally_counts_each_event_of_as_many_lots_as_there_can_be(lots):
     tallies = [Tally.of({name: jnp.array(i < n) for name, n in happens.items()}, lots) for i in range(lots)]
     total = jax.tree.map(lambda *words: sum(words), *tallies)
     assert {name: int(total[name]) for name in happens} == happens
+    places = np.arange(-1, len(happens) + 1, dtype=np.int32)
+    assert total.at(places).tolist() == [0, *happens.values(), 0]
 
 
 def test_slots_in_use_end_with_the_last_lot():
