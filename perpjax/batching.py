@@ -301,24 +301,26 @@ def where_rows(
         some = min(rows or max(ROWS, size // SHARE), size)
 
         def on_cpu(predicate: Array, otherwise: T, *operands: Any) -> T:
+            def do_row(row: Array, left: Array, out: T) -> tuple[Array, T]:
+                row = row.astype(jnp.uint32)  # counted from the end if negative, and only if signed
+
+                def take(axis: int, x: Array) -> Array:
+                    return x if axis == SHARED else lax.dynamic_index_in_dim(x, row, axis, keepdims=False)
+
+                def put(axis: int, x: Array, y: Array) -> Array:
+                    return _batch_innermost(axis, lax.dynamic_update_index_in_dim(x, y, row, axis))
+
+                new = function(*jax.tree.map(take, tuple(axes[2:]), operands))
+                return put(0, left, jnp.float32(0)), jax.tree.map(put, out_axes, out, new)
+
             def do_some(carry: tuple[Array, T]) -> tuple[Array, T]:
                 asks, index = lax.top_k(carry[0], some)  # a quarter of the time of jnp.nonzero
 
-                def do_one(carry: tuple[Array, tuple[Array, T]]) -> tuple[Array, tuple[Array, T]]:
-                    i, (left, out) = carry
-                    row = index[i].astype(jnp.uint32)  # counted from the end if negative, and only if signed
+                def asked(turn: tuple[Array, tuple[Array, T]]) -> Array:
+                    return (turn[0] < some) & (asks[turn[0]] > 0)
 
-                    def take(axis: int, x: Array) -> Array:
-                        return x if axis == SHARED else lax.dynamic_index_in_dim(x, row, axis, keepdims=False)
-
-                    def put(axis: int, x: Array, y: Array) -> Array:
-                        return _batch_innermost(axis, lax.dynamic_update_index_in_dim(x, y, row, axis))
-
-                    new = function(*jax.tree.map(take, tuple(axes[2:]), operands))
-                    return i + 1, (put(0, left, jnp.float32(0)), jax.tree.map(put, out_axes, out, new))
-
-                def asked(carry: tuple[Array, tuple[Array, T]]) -> Array:
-                    return (carry[0] < some) & (asks[carry[0]] > 0)
+                def do_one(turn: tuple[Array, tuple[Array, T]]) -> tuple[Array, tuple[Array, T]]:
+                    return turn[0] + 1, do_row(index[turn[0]], *turn[1])
 
                 return lax.while_loop(asked, do_one, (jnp.int32(0), carry))[1]
 

@@ -76,8 +76,7 @@ class Tally:
         return cls(words, names, bits)
 
     def __getitem__(self, name: str) -> Int[Array, "..."]:
-        word, place = divmod(self.names.index(name), 31 // self.bits)
-        return self.words[word] >> self.bits * place & (1 << self.bits) - 1
+        return self.at(np.int32(self.names.index(name)))
 
     def at(self, place: Int[np.ndarray, "..."]) -> Int[Array, "..."]:
         """Of the names in these places; 0 where there is none."""
