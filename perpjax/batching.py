@@ -261,6 +261,27 @@ def take_row(table: Num[Array, "rows width"], index: Int[Array, ""], columns: sl
     return lax.dynamic_slice(table, start, (1, columns.stop - columns.start))[0]
 
 
+def numbers(table: Num[Array, "rows columns"]) -> list[list[Num[Array, ""]]]:
+    """The numbers of a small table, row by row; by one `lax.split`, for to iterate over it traces a slice for each."""
+    rows, columns = table.shape
+    flat = [x.reshape(()) for x in lax.split(table.reshape(-1), [1] * table.size)]
+    return [flat[i * columns : (i + 1) * columns] for i in range(rows)]
+
+
+def each_row(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function` of arrays' rows, which it may be given all at once: to be compiled for a CPU that is less code.
+
+    A GPU gets it row by row: so it computes each where it is needed, and stores none of them.
+    """
+
+    def call(*rows: Array) -> Array:
+        if slot_by_slot.get():
+            return function(*rows)
+        return jnp.stack([function(*row) for row in zip(*rows, strict=True)])
+
+    return call
+
+
 def fold(operator: Callable[[Array, Array], Array], x: Num[Array, "lots ..."]) -> Array:
     """Reduce over the first axis, written out: unlike a reduction it is fused with what it reads."""
     return functools.reduce(operator, jnp.unstack(x))

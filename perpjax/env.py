@@ -94,7 +94,7 @@ class PerpEnv:
         entry = open_lot(order, opening.free, instrument)
 
         # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
-        life = Life(entry, bar, order.side, order.closes, tick_value, config.intrabar, config.max_lots, params)
+        life = Life(order, entry, bar, tick_value, config.intrabar, config.max_lots, params)
         lots, exits, held = live(lots, used, life)
         wallet = _post(wallet, (order.fee, exits.fees, exits.losses), (exits.realised,))
 

@@ -61,6 +61,8 @@ class Instrument:
         Bybit, the taker fee on OKX, Gate and Bitget. It is not Binance's `liquidationFee`.
       tick_value: derived: quote currency that one tick moves one step.
       max_steps: derived: `max_quantity` in whole steps, at most 2^24 - 1.
+      maintenance: derived: [n, 4], of each bracket the rate r with the fee in it, the maintenance amount, 1 / (1 - r)
+        and 1 / (1 + r).
 
     Raises:
       ValueError: for a value out of range, or brackets that are not contiguous, continuous and increasing.
@@ -75,6 +77,7 @@ class Instrument:
     brackets: Float[Array, "... n 5"] | np.ndarray | tuple = _BTC
     tick_value: Float[Array, "..."] | float = dataclasses.field(init=False)
     max_steps: Float[Array, "..."] | float = dataclasses.field(init=False)
+    maintenance: Float[Array, "... n 4"] | np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self):
         for name in ("tick_size", "step_size", "max_quantity", "min_notional"):
@@ -93,11 +96,13 @@ class Instrument:
             raise ValueError(
                 f"instrument {self.symbol}: max_quantity {self.max_quantity} is less than one step of {self.step_size}"
             )
+        rate = brackets[:, 3] + fee
         derived = {
             "maintenance_fee_rate": fee,
             "brackets": brackets,
             "tick_value": self.tick_size * self.step_size,
             "max_steps": float(min(steps, EXACT)),
+            "maintenance": np.column_stack([rate, brackets[:, 4], 1 / (1 - rate), 1 / (1 + rate)]),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from perpjax.batching import each_row
 from perpjax.market import Bar
 from perpjax.params import Intrabar
 from perpjax.state import Lots
@@ -63,9 +64,10 @@ def follow(bar: Bar, side: Float[Array, "..."], has_mark: bool) -> Paths:
     """The paths of a bar's prices for an account of one side."""
 
     def sign(of_long: Array, of_short: Array, unreachable: float) -> Array:
-        # Candle by candle: a GPU computes each number where it is needed, and stores none of them.
-        candles = zip(bar.valid, of_long, of_short, strict=True)
-        return jnp.stack([jnp.where(v, side * jnp.where(side > 0, x, y), unreachable) for v, x, y in candles])
+        def signed(valid: Array, of_long: Array, of_short: Array) -> Array:
+            return jnp.where(valid, side * jnp.where(side > 0, of_long, of_short), unreachable)
+
+        return each_row(signed)(bar.valid, of_long, of_short)
 
     paths = Paths(sign(bar.low, bar.high, jnp.inf), sign(bar.high, bar.low, -jnp.inf), side * bar.open)
     if not has_mark:

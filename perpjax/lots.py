@@ -102,23 +102,22 @@ class Life(Moment[tuple[Exits, Holdings]]):
     """The candles of a bar, what they end, and what is held after them.
 
     Attributes:
-      entry: what opens before the first candle.
-      side: of the account, +1 or -1, and so of each lot.
-      closes: whether a close order was accepted: its lots see no candle.
+      order: its side is the account's, and so that of each lot; lots that it closes see no candle.
+      entry: what it opens before the first candle.
       rule: see `intrabar.resolve`.
       slots: lots the account can hold.
     """
 
+    order: Review
     entry: Entry
     bar: PackedBar
-    side: Float[Array, "..."]
-    closes: Bool[Array, "..."]
     tick_value: Float[Array, "..."]
     rule: Intrabar
     slots: int
     params: EnvParams
 
     def __post_init__(self):
+        self.side = self.order.side
         self.extremes = _follow(self.bar, self.side)
 
     def read(self, lot: Lots, slot: Int[Array, "..."] | int) -> Lots:
@@ -138,17 +137,17 @@ class Life(Moment[tuple[Exits, Holdings]]):
 
     def end(self, lot: Lots) -> End:
         """How it ended."""
-        held = lot.quantity > 0
+        held, closes = lot.quantity > 0, self.order.closes
         hit = find(self.paths, lot, self.side, self.rule)
         due = held & is_due(lot.age + 1, self.params) & any_of(self.bar.unpack().valid)
         how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
-        how = jnp.where(self.closes & held, Exit.CLOSED, how)
-        return End.pack(how, hit.candle, hit.ambiguous & ~self.closes, held & (how == Exit.NONE))
+        how = jnp.where(closes & held, Exit.CLOSED, how)
+        return End.pack(how, hit.candle, hit.ambiguous & ~closes, held & (how == Exit.NONE))
 
     def fill(self, lot: Lots, end: End) -> Float[Array, "..."]:
         """The price at which it was filled; 0 where it was not."""
-        bar, side, params = self.bar.unpack(), self.side, self.params
-        opened, extreme = (side * at_candle(x, end.candle) for x in (self.paths.opens, self.paths.worst))
+        bar, paths, side, params = self.bar.unpack(), self.paths, self.side, self.params
+        opened, extreme = (side * at_candle(x, end.candle) for x in (paths.opens, paths.worst))
         stopped = fill_stop(side, lot.stop, opened, extreme, bar.atr, params)
         at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
         price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lot.target, at_market))

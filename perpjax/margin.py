@@ -4,10 +4,12 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from perpjax.batching import numbers
 from perpjax.instrument import Instrument
 from perpjax.market import PackedBar
 from perpjax.moments import NO_SLOT, Moment, Tally, count_used, each_lot
@@ -48,6 +50,7 @@ def liquidation_price(
     return (entry_price - side * (margin + maintenance_amount) / quantity) / (1 - side * (mmr + fee_rate))
 
 
+@jax.jit  # traced once, though asked twice
 def liquidation_ticks(
     side: Float[Array, "..."],
     entry: Float[Array, "..."],
@@ -66,10 +69,9 @@ def liquidation_ticks(
     per_tick = 1 / (quantity * instrument.tick_value)
     free = margin * per_tick
     distance = jnp.full_like(entry, jnp.inf)
-    rates = instrument.brackets[:, 3] + instrument.maintenance_fee_rate
-    slopes = zip(1 / (1 - rates), 1 / (1 + rates), strict=True)
-    for rate, amount, (long, short) in zip(rates, instrument.brackets[:, 4], slopes, strict=True):
-        line = (free + amount * per_tick - rate * entry) * jnp.where(side > 0, long, short)
+    is_long = side > 0
+    for rate, amount, of_long, of_short in numbers(instrument.maintenance):
+        line = (free + amount * per_tick - rate * entry) * jnp.where(is_long, of_long, of_short)
         distance = jnp.where(line < distance, line, distance)
     level = entry - side * jnp.ceil(distance - entry * CEIL_SLACK)
     return jnp.where(level > 0, level, 0.0)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from perpjax._grid import BAR_MS, FIRST_DECISION
 from perpjax._pytree import pytree
-from perpjax.batching import LINE, by_column, take_columns, take_row, touch
+from perpjax.batching import LINE, by_column, each_row, take_columns, take_row, touch
 from perpjax.instrument import Instrument
 
 
@@ -57,10 +57,11 @@ class PackedBar:
     def unpack(self) -> Bar:
         """Its parts, by name."""
         k = self.candles_per_bar
-        parts = lax.split(by_column(self.columns), [k] * (8 if self.has_mark else 4) + [1] * (k + 5))
-        *prices, rate, price, before, atr, after = *parts[: -k - 5], *(x[0] for x in parts[-5:])
-        trades = ~self.halted
-        valid = jnp.concatenate([(x > 0) & trades for x in parts[-k - 5 : -5]])
+        *prices, traded, rate, price, before, atr, after = lax.split(
+            by_column(self.columns), [k] * (9 if self.has_mark else 5) + [1] * 5
+        )
+        rate, price, before, atr, after = (x[0] for x in (rate, price, before, atr, after))
+        valid = each_row(lambda number: (number > 0) & ~self.halted)(traded)
         return Bar(*prices[:4], *prices[-4:], valid, jnp.where(self.halted, 0, rate), price, before, atr, after)
 
 

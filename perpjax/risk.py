@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from perpjax.batching import numbers
 from perpjax.execution import fill_entry, slip
 from perpjax.instrument import Instrument
-from perpjax.orders import CLOSE, HOLD, LONG, SHORT, Order, Verdict
+from perpjax.orders import CLOSE, HOLD, SHORT, Order, Verdict
 from perpjax.params import EnvParams
 
 MIN_STOP, MAX_STOP = 0.5, 3.0
@@ -37,8 +38,6 @@ class Review(NamedTuple):
     """The verdict, and the lot that an accepted opening order becomes."""
 
     verdict: Int[Array, "..."]
-    opens: Bool[Array, "..."]
-    closes: Bool[Array, "..."]
     side: Float[Array, "..."]
     entry: Float[Array, "..."]
     """Fill price, ticks."""
@@ -54,6 +53,16 @@ class Review(NamedTuple):
     stop: Float[Array, "..."]
     """Ticks."""
     target: Float[Array, "..."]
+
+    @property
+    def opens(self) -> Bool[Array, "..."]:
+        """Whether a lot opens."""
+        return self.notional > 0
+
+    @property
+    def closes(self) -> Bool[Array, "..."]:
+        """Whether the lots are closed: every order that is accepted opens or closes."""
+        return (self.verdict == Verdict.ACCEPTED) & ~self.opens
 
 
 def available_exposure(
@@ -94,7 +103,7 @@ def review(
     available = available_exposure(account.equity, account.margin, params)
     leverage = jnp.clip(order.leverage, 1.0, params.max_leverage)
     wanted = order.size * available * leverage
-    for floor, _, most, _, _ in instrument.brackets:
+    for floor, _, most, _, _ in numbers(instrument.brackets):
         leverage = jnp.where(wanted > floor, jnp.minimum(leverage, most), leverage)
     stop_multiple = jnp.clip(order.stop_multiple, MIN_STOP, MAX_STOP)
     target_multiple = jnp.clip(order.target_multiple, MIN_TARGET, MAX_TARGET)
@@ -125,10 +134,8 @@ def review(
     verdict = jnp.int32(Verdict.ACCEPTED)
     for holds, code in reversed(verdicts):
         verdict = jnp.where(holds, jnp.int32(code), verdict)
-    accepted = verdict == Verdict.ACCEPTED
-    opens = accepted & ((order.direction == LONG) | (order.direction == SHORT))
-    notional = jnp.where(opens, notional, 0)
+    notional = jnp.where((verdict == Verdict.ACCEPTED) & ~close, notional, 0)
     return Review(
-        verdict, opens, accepted & close, side, entry, quantity, leverage, notional / leverage,
+        verdict, side, entry, quantity, leverage, notional / leverage,
         notional, params.taker_fee * notional, entry - side * stop_distance, entry + side * target_distance,
     )  # fmt: skip
