@@ -312,7 +312,7 @@ def make_others(
             for row in rows:
                 limit.step(row)
 
-        start = jax.tree.map(lambda axis, x: jnp.moveaxis(x, axis, 0), VecEnv.axes(bare.state), bare.state)
+        start = VecEnv.by_row(bare.state)
         sides["limit"] = Side(lambda: limit.load(start), run_limit)
     if "rival" not in missing:
         from benchmarks.rival import Rival

@@ -271,8 +271,7 @@ def pack_rules(env: PerpEnv) -> np.ndarray:
         "above": brackets[:, 0],
         "most": brackets[:, 2],
         "cap": brackets[-1, 1],
-        "rate": brackets[:, 3] + instrument.maintenance_fee_rate,
-        "amount": brackets[:, 4],
+        **dict(zip(("rate", "amount", "of_long", "of_short"), np.asarray(instrument.maintenance).T, strict=True)),
         "episode_length": np.int32(config.episode_length),
         "last": segments.last,
         "upto": np.cumsum(room, dtype=np.int32),  # first bars of this segment and those before it
@@ -326,7 +325,7 @@ def _liquidation_price(rules, lot):
     distance = INF
     for i in range(len(rules.rate)):
         rate = rules.rate[i]
-        slope = ONE / (ONE - rate) if lot.side > ZERO else ONE / (ONE + rate)
+        slope = rules.of_long[i] if lot.side > ZERO else rules.of_short[i]
         nearer = (free + rules.amount[i] * per_tick - rate * lot.entry) * slope
         if nearer > distance:
             break

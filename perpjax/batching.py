@@ -261,11 +261,11 @@ def take_row(table: Num[Array, "rows width"], index: Int[Array, ""], columns: sl
     return lax.dynamic_slice(table, start, (1, columns.stop - columns.start))[0]
 
 
-def numbers(table: Num[Array, "rows columns"]) -> list[list[Num[Array, ""]]]:
+def numbers(table: Num[Array, "rows columns ..."]) -> list[list[Num[Array, "..."]]]:
     """The numbers of a small table, row by row; by one `lax.split`, for to iterate over it traces a slice for each."""
-    rows, columns = table.shape
-    flat = [x.reshape(()) for x in lax.split(table.reshape(-1), [1] * table.size)]
-    return [flat[i * columns : (i + 1) * columns] for i in range(rows)]
+    rows, columns, *batch = table.shape
+    flat = lax.split(table.reshape(-1, *batch), [1] * (rows * columns))
+    return [[x.reshape(batch) for x in flat[i : i + columns]] for i in range(0, len(flat), columns)]
 
 
 def each_row(function: Callable[..., Array]) -> Callable[..., Array]:

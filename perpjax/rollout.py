@@ -1,5 +1,6 @@
 """Whole episodes of one policy from given first bars, all at once."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -50,21 +51,21 @@ def play_windows(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "wi
 @jax.jit
 def _play(env: PerpEnv, act: Act, key: Array, starts: Int[Array, "windows"]) -> Episode:
     envs = VecEnv(AutoReset(env))
+    state = envs.reset(jax.random.split(key, starts.shape[0]), starts)
+    axes = envs.axes(state.episode)
+
+    @functools.partial(jax.vmap, in_axes=(0, axes, axes), out_axes=axes)
+    def choose(first: Array, a: Episode, b: Episode) -> Episode:
+        return jax.tree.map(lambda a, b: jnp.where(first, a, b), a, b)
 
     def step(carry: tuple, key: Array) -> tuple:
         state, done, kept = carry
         keys = jax.random.split(key, starts.shape[0])
         state = envs.step(state, jax.vmap(act, (0, envs.axes(state)))(keys, state))
-        kept = jax.tree.map(lambda old, new: jnp.where(_like(done, new), old, new), kept, state.episode)
+        kept = choose(done, kept, state.episode)
         return (state, done | state.terminated | state.truncated, kept), None
 
-    keys = jax.random.split(key, starts.shape[0])
-    state = envs.reset(keys, starts)
     done = jnp.zeros(starts.shape[0], bool)
     carry = (state, done, state.episode)
     (_, _, episode), _ = jax.lax.scan(step, carry, jax.random.split(key, env.config.episode_length))
     return episode
-
-
-def _like(mask: Array, x: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))

@@ -34,7 +34,7 @@ class Lots:
     """Bars held, the opening bar counted."""
 
 
-@pytree
+@pytree(static=("axis",))
 class Ledger:
     """What happened since reset. Money in quote currency, as compensated (two-float) sums."""
 
@@ -50,11 +50,13 @@ class Ledger:
     """Compensations of the five sums above, in their order."""
     counts: Int[Array, "counts"]
     """Verdicts and events, in the order of `COUNTS`; the properties below name them."""
+    axis: int = -1
+    """Of `counts`, the one along which they lie: -2 in a `VecEnv`, where the batch is last."""
 
     @property
     def refused(self) -> Int[Array, "verdicts"]:
         """Orders that met each verdict of `orders.Verdict`, HOLD and ACCEPTED included."""
-        return self.counts[..., : len(Verdict)]
+        return self._counts_last[..., : len(Verdict)]
 
     @property
     def opened(self) -> Int[Array, ""]:
@@ -92,7 +94,17 @@ class Ledger:
         return self._count("ambiguous")
 
     def _count(self, name: str) -> Int[Array, ""]:
-        return self.counts[..., COUNTS.index(name)]
+        return self._counts_last[..., COUNTS.index(name)]
+
+    @property
+    def _counts_last(self) -> Int[Array, "counts"]:
+        last = self.counts.swapaxes(max(self.axis, -self.counts.ndim), -1)  # of one environment they are all there is
+        if last.shape[-1] != len(COUNTS):
+            raise ValueError(
+                f"the ledger's counts have shape {self.counts.shape} and should lie along axis {self.axis}; "
+                "to take the state of a VecEnv apart by environments use VecEnv.by_row"
+            )
+        return last
 
 
 EVENTS = ("opened", "liquidated", "stopped", "targets", "closed", "timed_out", "ambiguous")

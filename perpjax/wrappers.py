@@ -1,6 +1,6 @@
 """Auto-reset and episode statistics."""
 
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 from perpjax._pytree import pytree
 from perpjax.batching import end_kernel, where_rows
 from perpjax.state import Ledger, Lots, State
+
+T = TypeVar("T")
 
 
 class Env(Protocol):
@@ -85,34 +87,53 @@ class AutoReset:
 
 @pytree
 class VecEnv:
-    """Many environments at once: `jax.vmap`, but with the lots' batch on the last axis.
+    """Many environments at once: `jax.vmap`, but with the batch of lots and counts on the last axis.
 
-    So `state.account.lots` has fields of [lots, num_envs], where a plain `jax.vmap(env.step)` has [num_envs, lots]; all
-    else is the same. Lots that lie side by side by slot are what vector units and a GPU's threads read; those of a
-    plain batch a CPU copies in every step.
+    So `state.account.lots` has fields of [lots, num_envs] and `ledger.counts` is [counts, num_envs], where a plain
+    `jax.vmap(env.step)` has [num_envs, lots] and [num_envs, counts]; all else is the same, the ledger's properties too.
+    Numbers of one kind side by side are what vector units and a GPU's threads read; those of a plain batch a CPU copies
+    in every step.
     """
 
     env: Env
 
     def step(self, state: State, action: Array) -> State:
         """As the wrapped environment's `step`, of states and actions with a leading axis."""
+        state = _say_axis(state, -1)
         axes = self.axes(state)
-        return jax.vmap(self.env.step, (axes, 0), axes)(state, action)
+        return _say_axis(jax.vmap(self.env.step, (axes, 0), axes)(state, action), -2)
 
     def reset(self, key: Array, start: Int[Array, "num_envs"] | None = None) -> State:
         """As the wrapped environment's `reset`, with a key for each environment, and a first bar if any is given."""
         starts = () if start is None else (start,)
         one = jax.eval_shape(self.env.reset, *jax.tree.map(lambda x: x[0], (key, *starts)))
-        return jax.vmap(self.env.reset, out_axes=self.axes(one))(key, *starts)
+        return _say_axis(jax.vmap(self.env.reset, out_axes=self.axes(one))(key, *starts), -2)
 
     @staticmethod
-    def axes(state: State) -> State:
-        """The batch axis of every array of a state of many environments, for `jax.vmap`."""
+    def axes(state: T) -> T:
+        """The batch axis of every array of a state of many environments, or of a part of it; for `jax.vmap`."""
 
-        def is_lots(x: object) -> bool:
-            return isinstance(x, Lots)
+        def of(part: Any) -> Any:
+            if isinstance(part, Lots):
+                return jax.tree.map(lambda _: -1, part)
+            return jax.tree.map(lambda _: 0, part).replace(counts=-1) if isinstance(part, Ledger) else 0
 
-        return jax.tree.map(lambda x: jax.tree.map(lambda _: -1 if is_lots(x) else 0, x), state, is_leaf=is_lots)
+        return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
+
+    @staticmethod
+    def by_row(state: T) -> T:
+        """The state, or a part of it, as a plain `jax.vmap` has it: everything of environment i in row i."""
+        rows = jax.tree.map(lambda axis, x: jnp.moveaxis(x, axis, 0), VecEnv.axes(state), state)
+        return _say_axis(rows, -1)
+
+
+def _say_axis(state: T, axis: int) -> T:
+    """The state, whose ledgers say that their counts lie along this axis."""
+
+    def say(part: Any) -> Any:
+        return part.replace(axis=axis) if isinstance(part, Ledger) else part
+
+    return jax.tree.map(say, state, is_leaf=lambda x: isinstance(x, Ledger))
 
 
 def reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, ""]) -> State:

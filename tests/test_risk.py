@@ -46,10 +46,11 @@ def test_an_order_that_passes():
     for direction, side in ((LONG, 1.0), (SHORT, -1.0)):
         got = judge(direction=direction)
         expected = dict(
-            verdict=Verdict.ACCEPTED, opens=True, closes=False, side=side, entry=1000.0, quantity=1000.0, leverage=10.0,
+            verdict=Verdict.ACCEPTED, side=side, entry=1000.0, quantity=1000.0, leverage=10.0,
             margin=1000.0, notional=10_000.0, fee=0.0, stop=1000 - 20 * side, target=1000 + 40 * side,
         )  # fmt: skip
         chex.assert_trees_all_close(jax.tree.map(float, got._asdict()), jax.tree.map(float, expected), rtol=1e-6)
+        assert bool(got.opens) and not bool(got.closes)
 
 
 # Every reason to refuse, in the order of SPEC: what makes it hold, and whether a CLOSE meets it.

@@ -1,4 +1,4 @@
-"""`VecEnv`: a batch whose lots lie by slot is the batch that `jax.vmap` makes."""
+"""`VecEnv`: a batch whose lots lie by slot, and counts by event, is the batch that `jax.vmap` makes."""
 
 import chex
 import jax
@@ -10,7 +10,8 @@ from markets import assert_same_states, crash_market
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, batching
 from perpjax.batching import TILE
 from perpjax.moments import NO_SLOT
-from perpjax.orders import MULTI_DISCRETE
+from perpjax.orders import MULTI_DISCRETE, Verdict
+from perpjax.state import EVENTS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -50,11 +51,28 @@ def test_vec_env_equals_vmap(lots, size, monkeypatch):
     assert wanted.resets.min() > 2 and wanted.episode.ledger.opened.sum() > 0
     # Three slots were in use, or all of two.
     assert (quantity[:, 2] > 0).any() if lots > 2 else (quantity > 0).all(1).any()
-    assert state.account.lots.quantity.shape == (lots, size) and state.account.ledger.counts.shape == (size, 15)
-    moved = jax.tree.map(lambda axis, x: jnp.moveaxis(x, axis, 0), VecEnv.axes(state), state)
+    assert state.account.lots.quantity.shape == (lots, size) and state.account.ledger.counts.shape == (15, size)
     expected = jax.tree.map(lambda x: x[same], wanted)
-    assert_same_states(moved, expected)
-    chex.assert_trees_all_equal(moved.account.ledger.counts, expected.account.ledger.counts)
+    assert_same_states(VecEnv.by_row(state), expected)
+    chex.assert_trees_all_equal(VecEnv.by_row(state.account.ledger).counts, expected.account.ledger.counts)
+
+
+def test_the_ledger_says_the_same_in_every_layout():
+    env = VecEnv(make_env(4))
+    keys = jax.random.split(jax.random.key(1), FEW)
+    actions = np.random.default_rng(2).integers(0, MULTI_DISCRETE, (BARS, FEW, 5)).astype(np.int32)
+    state, each = jax.lax.scan(lambda s, a: (env.step(s, a), s.episode), env.reset(keys), actions)
+    by_row = env.by_row(state)
+    for ledger, rows in ((state.account.ledger, by_row.account.ledger), (state.episode.ledger, by_row.episode.ledger)):
+        assert ledger.opened.shape == (FEW,) and ledger.refused.shape == (FEW, len(Verdict))
+        for name in (*EVENTS, "refused"):
+            chex.assert_trees_all_equal(getattr(ledger, name), getattr(rows, name))
+        chex.assert_trees_all_equal(ledger.opened, jax.vmap(lambda x: x.opened, (env.axes(ledger),))(ledger))
+    assert state.episode.ledger.opened.sum() > 0
+    # Stacked over time, and as numpy arrays.
+    assert jax.tree.map(np.asarray, each).ledger.refused.shape == (BARS, FEW, len(Verdict))
+    with pytest.raises(ValueError, match="by_row"):
+        _ = state.account.ledger.replace(counts=state.account.ledger.counts.T).opened
 
 
 def test_no_slot_is_beyond_every_slot():
