@@ -13,7 +13,7 @@ from perpjax.execution import fill_exit, fill_stop
 from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit, Paths, at_candle, find, follow
 from perpjax.margin import liquidation_ticks
-from perpjax.market import PackedBar
+from perpjax.market import Bar, PackedBar
 from perpjax.moments import NO_SLOT, Moment, Tally, each_lot
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
@@ -124,10 +124,9 @@ class Life(Moment[tuple[Exits, Holdings]]):
         here = self.entry.slot == slot
         return jax.tree.map(lambda new, old: jnp.where(here, new, old), self.entry.lot, lot)
 
-    @property
-    def paths(self) -> Paths:
+    def paths(self, bar: Bar) -> Paths:
         """Of the bar's candles. Their opens are a product, which is not worth storing."""
-        bar, stored = self.bar.unpack(), jax.tree.map(by_column, self.extremes)
+        stored = jax.tree.map(by_column, self.extremes)
         mark_opens = self.side * bar.mark_open if self.bar.has_mark else None
         return stored._replace(opens=self.side * bar.open, mark_opens=mark_opens)
 
@@ -137,16 +136,17 @@ class Life(Moment[tuple[Exits, Holdings]]):
 
     def end(self, lot: Lots) -> End:
         """How it ended."""
-        held, closes = lot.quantity > 0, self.order.closes
-        hit = find(self.paths, lot, self.side, self.rule)
-        due = held & is_due(lot.age + 1, self.params) & any_of(self.bar.unpack().valid)
+        bar, held, closes = self.bar.unpack(), lot.quantity > 0, self.order.closes
+        hit = find(self.paths(bar), lot, self.side, self.rule)
+        due = held & is_due(lot.age + 1, self.params) & any_of(bar.valid)
         how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
         how = jnp.where(closes & held, Exit.CLOSED, how)
         return End.pack(how, hit.candle, hit.ambiguous & ~closes, held & (how == Exit.NONE))
 
     def fill(self, lot: Lots, end: End) -> Float[Array, "..."]:
         """The price at which it was filled; 0 where it was not."""
-        bar, paths, side, params = self.bar.unpack(), self.paths, self.side, self.params
+        bar, side, params = self.bar.unpack(), self.side, self.params
+        paths = self.paths(bar)
         opened, extreme = (side * at_candle(x, end.candle) for x in (paths.opens, paths.worst))
         stopped = fill_stop(side, lot.stop, opened, extreme, bar.atr, params)
         at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)

@@ -125,9 +125,13 @@ class Market:
         return PackedBar(columns, halted, self.candles_per_bar, self.has_mark)
 
     def known(self, t: Int[Array, ""], after: Float[Array, ""] | None = None) -> Float[Array, "F"]:
-        """Features known at the open of bar t, unscaled; not read before `after` is computed."""
-        columns = self._features
-        return take_row(self.rows, touch(self.rows, t, columns, after), columns)
+        """Features known at the open of bar t, unscaled.
+
+        Args:
+          after: what is computed first, for a batch; see `batching.touch`.
+        """
+        t = t if after is None else touch(self.rows, t, self._features, after)
+        return take_row(self.rows, t, self._features)
 
     @property
     def candles(self) -> Float[Array, "N columns"]:
