@@ -170,8 +170,9 @@ def stage(function: Callable[..., T]) -> Callable[..., T]:
     jitted = jax.jit(function)
 
     def on_cpu(*args: Any) -> T:
-        # XLA inlines every call but those that say otherwise, and optimises a call by itself.
-        return jax.tree.map(lambda x: set_xla_metadata(x, inlineable="false"), jitted(*args))
+        (first, *others), tree = jax.tree.flatten(jitted(*args))
+        # XLA inlines every call but those that say otherwise, and optimises a call by itself. One result says it for all.
+        return jax.tree.unflatten(tree, [set_xla_metadata(first, inlineable="false"), *others])
 
     @functools.wraps(function)
     def call(*args: Any) -> T:
@@ -233,7 +234,8 @@ def touch(
 def _read(columns: range) -> Callable[..., Array]:
     @stage
     def read(table: Array, index: Array, *after: Array) -> Array:
-        numbers = [*after, *(table.at[index, column].get(mode="clip") for column in columns)]
+        row = index.astype(jnp.uint32)  # counted from the end if negative, and only if signed
+        numbers = [*after, *(table.at[row, column].get(mode="clip") for column in columns)]
         # Bits of no number, only of a NaN that no arithmetic makes; but XLA cannot know, so it reads.
         return index + sum(lax.bitcast_convert_type(x, jnp.int32) == -1 for x in numbers)
 
