@@ -69,13 +69,8 @@ class AutoReset:
         episode = _follow(state.episode, peak, stepped, started)
         done = stepped.terminated | stepped.truncated
         resets = state.resets + done
-        fresh = reset_if(done, self.env, stepped, resets)
-        return EpisodeState(
-            **vars(_plain(fresh, reward=stepped.reward, terminated=stepped.terminated, truncated=stepped.truncated)),
-            final_obs=stepped.obs,
-            episode=episode,
-            resets=resets,
-        )
+        fresh = _reset_if(done, self.env, _plain(stepped), resets)
+        return EpisodeState(**vars(fresh), final_obs=stepped.obs, episode=episode, resets=resets)
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> EpisodeState:
         """As the wrapped environment's `reset`, with an empty episode."""
@@ -136,17 +131,21 @@ def _say_axis(state: T, axis: int) -> T:
     return jax.tree.map(say, state, is_leaf=lambda x: isinstance(x, Ledger))
 
 
-def reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, ""]) -> State:
+def _reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, ""]) -> State:
     """A fresh episode where `done`, the state itself elsewhere; in a batch only the rows that ask are reset.
 
+    Key, reward and flags stay what they were.
+
     Args:
-      number: of the fresh episode; it draws from `state.key` folded with it, and the key stays what it was.
+      number: of the fresh episode; it draws from `state.key` folded with it.
     """
+    kept = {name: getattr(state, name) for name in ("key", "reward", "terminated", "truncated")}
+    without = dict.fromkeys(kept)
 
     def begin(env: Env, key: Array, number: Array) -> State:
-        return env.reset(jax.random.fold_in(key, number)).replace(key=None)
+        return _plain(env.reset(jax.random.fold_in(key, number)), **without)
 
-    return where_rows(done, begin, state.replace(key=None), env, state.key, number).replace(key=state.key)
+    return where_rows(done, begin, state.replace(**without), env, state.key, number).replace(**kept)
 
 
 def _plain(state: State, **changes: Array) -> State:
