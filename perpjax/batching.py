@@ -168,19 +168,27 @@ def stage(function: Callable[..., T]) -> Callable[..., T]:
     everything it depends on. A stage is where that ends. On other devices it is `function` itself.
     """
     jitted = jax.jit(function)
+    return _named(functools.wraps(function)(_on_cpu(_not_inlined(jitted), jitted)))
 
-    def on_cpu(*args: Any) -> T:
+
+def _not_inlined(jitted: Callable[..., T]) -> Callable[..., T]:
+    """XLA inlines every call but those that say otherwise, and optimises a call by itself."""
+
+    def call(*args: Any) -> T:
         (first, *others), tree = jax.tree.flatten(jitted(*args))
-        # XLA inlines every call but those that say otherwise, and optimises a call by itself. One result says it for all.
+        # One result says it for all.
         return jax.tree.unflatten(tree, [set_xla_metadata(first, inlineable="false"), *others])
 
-    @functools.wraps(function)
-    def call(*args: Any) -> T:
-        if slot_by_slot.get():
-            return on_cpu(*args)
-        return lax.platform_dependent(*args, cpu=on_cpu, default=jitted)
+    return call
 
-    return _named(call)
+
+def _on_cpu(cpu: Callable[..., T], default: Callable[..., T]) -> Callable[..., T]:
+    """`cpu` on a CPU, `default` elsewhere."""
+
+    def call(*args: Any) -> T:
+        return cpu(*args) if slot_by_slot.get() else lax.platform_dependent(*args, cpu=cpu, default=default)
+
+    return call
 
 
 def _named(function: Callable[..., T]) -> Callable[..., T]:
@@ -227,12 +235,13 @@ def touch(
     """
     waiting = () if after is None else (after,)
     read = _read(range(columns.start, columns.stop, LINE))
-    return lax.platform_dependent(table, index, *waiting, cpu=read, default=lambda _, index, *__: index)
+    return _on_cpu(read, lambda _, index, *__: index)(table, index, *waiting)
 
 
 @functools.cache
 def _read(columns: range) -> Callable[..., Array]:
-    @stage
+    @_not_inlined
+    @jax.jit
     def read(table: Array, index: Array, *after: Array) -> Array:
         row = index.astype(jnp.uint32)  # counted from the end if negative, and only if signed
         numbers = [*after, *(table.at[row, column].get(mode="clip") for column in columns)]
