@@ -16,7 +16,7 @@ from perpjax.lots import Life, count, live, open_lot, take_stock
 from perpjax.margin import Opening, open_bar
 from perpjax.market import Market, PackedBar, find_segment, pick_start
 from perpjax.moments import Tally
-from perpjax.observation import ACCOUNT_FEATURES, observe_account, scale_features
+from perpjax.observation import ACCOUNT_FEATURES, observe_account, observe_nothing, scale_features
 from perpjax.orders import CLOSE, check_action, decode
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rewards import log_return, shaped
@@ -157,16 +157,14 @@ class PerpEnv:
             t, segment = find_segment(self.market, jnp.asarray(start, jnp.int32))
         row = self.market.segments.instrument[segment]
         account = open_account(self.params.initial_equity, self.config.max_lots)
-        no, equity = jnp.zeros((), bool), account.wallet
-        one = jnp.ones_like(equity)
-        view = observe_account(Holdings.none(), self.config.max_lots, equity, one, one, self.params)
+        no = jnp.zeros((), bool)
         return State(
             t=t,
-            obs=self.observe(t, jnp.stack(view)),
+            obs=self.observe(t, observe_nothing(self.params)),
             reward=jnp.zeros((), jnp.float32),
             terminated=no,
             truncated=no,
-            equity=equity,
+            equity=account.wallet,
             account=account,
             key=key,
             end=jnp.minimum(t + self.config.episode_length - 1, self.market.segments.last[segment]) + 1,

@@ -48,3 +48,9 @@ def observe_account(
         jnp.where(held.brink > -jnp.inf, (held.side * mark - held.brink) / mark, 1.0),
         available_exposure(equity, held.margin, params) / base,
     ]
+
+
+def observe_nothing(params: EnvParams) -> Float[Array, "9"]:
+    """What `observe_account` says of an account that holds nothing; a fresh episode needs no arithmetic for it."""
+    nothing = dict.fromkeys(ACCOUNT_FEATURES, 0.0) | {"liquidation_distance": 1.0, "available": params.max_exposure}
+    return jnp.stack([jnp.asarray(nothing[name], jnp.float32) for name in ACCOUNT_FEATURES])

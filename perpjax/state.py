@@ -201,12 +201,6 @@ class Holdings(NamedTuple):
     """+1, -1, or 0 when flat: an account is never long and short at once. None while lots are added up."""
 
     @classmethod
-    def none(cls) -> "Holdings":
-        """Of an account that holds nothing."""
-        zero, no = jnp.zeros(()), jnp.zeros((), jnp.int32)
-        return cls(zero, zero, zero, no, -jnp.inf + zero, count=no, side=zero)
-
-    @classmethod
     def of(cls, lot: Lots, mark: Float[Array, "..."]) -> "Holdings":
         """One lot at `mark`, in ticks; nothing if its slot is free."""
         brink = jnp.where(lot.liquidation > 0, lot.side * lot.liquidation, -jnp.inf)
