@@ -18,7 +18,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, UInt32
 
 T = TypeVar("T")
 
@@ -28,10 +28,8 @@ NARROW = 32
 """Arrays with no more than so many entries an environment (lots, counters) are laid out with the batch innermost."""
 LINE = 16
 """Floats of a cache line."""
-SHARE = 256
-"""`where_rows` looks for one in so many elements at a time: about as many as there are episodes that end at once."""
-ROWS = 16
-"""But at least so many."""
+LOOK = 4096
+"""`where_rows` looks for the next that asks among so many at a time."""
 MANY = 256
 """From so many environments on a CPU goes through their lots slot by slot, see `moments.each_lot`."""
 CHUNK = 1024
@@ -243,7 +241,7 @@ def _read(columns: range) -> Callable[..., Array]:
     @_not_inlined
     @jax.jit
     def read(table: Array, index: Array, *after: Array) -> Array:
-        row = index.astype(jnp.uint32)  # counted from the end if negative, and only if signed
+        row = _not_from_the_end(index)
         numbers = [*after, *(table.at[row, column].get(mode="clip") for column in columns)]
         # Bits of no number, only of a NaN that no arithmetic makes; but XLA cannot know, so it reads.
         return index + sum(lax.bitcast_convert_type(x, jnp.int32) == -1 for x in numbers)
@@ -268,21 +266,22 @@ def _take(first: int, last: int) -> Callable[[Array, Array], Array]:
 
 def take_row(table: Num[Array, "rows width"], index: Int[Array, ""], columns: slice) -> Num[Array, "columns"]:
     """Some columns of a row."""
-    start = index.astype(jnp.uint32), jnp.uint32(columns.start)  # counted from the end if negative, and only if signed
+    start = _not_from_the_end(index), jnp.uint32(columns.start)
     return lax.dynamic_slice(table, start, (1, columns.stop - columns.start))[0]
 
 
-def numbers(table: Num[Array, "rows columns ..."]) -> list[list[Num[Array, "..."]]]:
-    """The numbers of a small table, row by row; by one `lax.split`, for to iterate over it traces a slice for each."""
+def split_table(table: Num[Array, "rows columns ..."]) -> list[list[Num[Array, "..."]]]:
+    """The numbers of a small table, row by row. By one `lax.split`: iterating over it would trace a slice for each."""
     rows, columns, *batch = table.shape
     flat = lax.split(table.reshape(-1, *batch), [1] * (rows * columns))
     return [[x.reshape(batch) for x in flat[i : i + columns]] for i in range(0, len(flat), columns)]
 
 
 def each_row(function: Callable[..., Array]) -> Callable[..., Array]:
-    """`function` of arrays' rows, which it may be given all at once: to be compiled for a CPU that is less code.
+    """`function` of each row of arrays. It must broadcast: many environments on a CPU give it all rows at once.
 
-    A GPU gets it row by row: so it computes each where it is needed, and stores none of them.
+    That is less code to compile. Else it is given one row after the other: a GPU then computes each number where it is
+    needed, and stores none of them.
     """
 
     def call(*rows: Array) -> Array:
@@ -291,6 +290,11 @@ def each_row(function: Callable[..., Array]) -> Callable[..., Array]:
         return jnp.stack([function(*row) for row in zip(*rows, strict=True)])
 
     return call
+
+
+def _not_from_the_end(index: Num[Array, "..."]) -> UInt32[Array, "..."]:
+    """JAX counts a negative index from the end, and checks for it, but only if it is signed."""
+    return index.astype(jnp.uint32)
 
 
 def fold(operator: Callable[[Array, Array], Array], x: Num[Array, "lots ..."]) -> Array:
@@ -308,9 +312,7 @@ def any_of(x: Bool[Array, "lots ..."]) -> Bool[Array, "..."]:
     return fold(jnp.logical_or, x)
 
 
-def where_rows(
-    predicate: Bool[Array, ""], function: Callable[..., T], otherwise: T, *operands: Any, rows: int | None = None
-) -> T:
+def where_rows(predicate: Bool[Array, ""], function: Callable[..., T], otherwise: T, *operands: Any) -> T:
     """`function(*operands)` where `predicate` holds, `otherwise` elsewhere; for what is rare in a batch.
 
     A batched `lax.cond` becomes a select: both branches always run, for all. On a CPU only those that ask are
@@ -320,7 +322,6 @@ def where_rows(
     Args:
       predicate, operands: as in `lax.cond`. `function` must not close over traced values.
       otherwise: of the structure that `function` returns.
-      rows: how many are looked for at a time; see `SHARE`.
     """
     function = _named(function)
 
@@ -330,35 +331,32 @@ def where_rows(
     def vmapped(size: int, axes: list, predicate: Array, otherwise: T, *operands: Any) -> tuple[T, T]:
         axes[:2], (predicate, otherwise) = _spread(size, axes[:2], [predicate, otherwise])
         out_axes, in_axes = axes[1], _in_axes(axes[2:])
-        some = min(rows or max(ROWS, size // SHARE), size)
+        some = min(size, LOOK)
 
         def on_cpu(predicate: Array, otherwise: T, *operands: Any) -> T:
-            def do_row(row: Array, left: Array, out: T) -> tuple[Array, T]:
-                row = row.astype(jnp.uint32)  # counted from the end if negative, and only if signed
+            def do_some(i: Array, out: T) -> T:
+                def do_row(carry: tuple[Array, T]) -> tuple[Array, T]:
+                    left, out = carry
+                    place = _not_from_the_end(jnp.max(left)) - 1
+                    row = _not_from_the_end(i) * some + place
 
-                def take(axis: int, x: Array) -> Array:
-                    return x if axis == SHARED else lax.dynamic_index_in_dim(x, row, axis, keepdims=False)
+                    def take(axis: int, x: Array) -> Array:
+                        return x if axis == SHARED else lax.dynamic_index_in_dim(x, row, axis, keepdims=False)
 
-                def put(axis: int, x: Array, y: Array) -> Array:
-                    return _batch_innermost(axis, lax.dynamic_update_index_in_dim(x, y, row, axis))
+                    def put(axis: int, x: Array, y: Array) -> Array:
+                        return _batch_innermost(axis, lax.dynamic_update_index_in_dim(x, y, row, axis))
 
-                new = function(*jax.tree.map(take, tuple(axes[2:]), operands))
-                return put(0, left, jnp.float32(0)), jax.tree.map(put, out_axes, out, new)
+                    new = function(*jax.tree.map(take, tuple(axes[2:]), operands))
+                    left = lax.dynamic_update_index_in_dim(left, jnp.float32(0), place, 0)
+                    return left, jax.tree.map(put, out_axes, out, new)
 
-            def do_some(carry: tuple[Array, T]) -> tuple[Array, T]:
-                asks, index = lax.top_k(carry[0], some)  # a quarter of the time of jnp.nonzero
+                left = lax.dynamic_index_in_dim(places, i, keepdims=False)
+                return lax.while_loop(lambda carry: jnp.max(carry[0]) > 0, do_row, (left, out))[1]
 
-                def asked(turn: tuple[Array, tuple[Array, T]]) -> Array:
-                    return (turn[0] < some) & (asks[turn[0]] > 0)
-
-                def do_one(turn: tuple[Array, tuple[Array, T]]) -> tuple[Array, tuple[Array, T]]:
-                    return turn[0] + 1, do_row(index[turn[0]], *turn[1])
-
-                return lax.while_loop(asked, do_one, (jnp.int32(0), carry))[1]
-
-            # Whether any is left: of booleans XLA makes a kernel ten times as long, and of a flag in the carry copies.
-            left = predicate.astype(jnp.float32)
-            return lax.while_loop(lambda carry: jnp.max(carry[0]) > 0, do_some, (left, otherwise))[1]
+            # The place of each that asks among so many, from 1 on; as floats, whose maximum XLA has ready in a library.
+            asks = jnp.pad(predicate, (0, -size % some)).reshape(-1, some)
+            places = jnp.where(asks, jnp.arange(1, some + 1, dtype=jnp.float32), 0)
+            return lax.fori_loop(0, len(places), do_some, otherwise)
 
         def select(predicate: Array, otherwise: T, *operands: Any) -> T:
             new = jax.vmap(function, in_axes, out_axes, axis_size=size)(*operands)

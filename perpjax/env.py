@@ -70,7 +70,7 @@ class PerpEnv:
         check_action(action)
         plain = PerpEnv(self.market, self.params, self.config)  # a subclass need not be a pytree
         new, view = plain._trade(state.replace(obs=None), action)
-        return new.replace(obs=self.observe(new.t, view, after=view[0]))
+        return new.replace(obs=self.observe(self.market.ask_for_known(new.t, after=view[0]), view))
 
     @batch_last(extra=jax.ShapeDtypeStruct((len(ACCOUNT_FEATURES),), jnp.float32))
     def _trade(self, state: State, action: Array) -> tuple[State, Float[Array, "9 ..."]]:
@@ -192,15 +192,9 @@ class PerpEnv:
         spans = zip(self.market.segments.first.tolist(), self.market.segments.last.tolist(), strict=True)
         return ", ".join(f"{first} .. {last}" for first, last in spans)
 
-    def observe(
-        self, t: Int[Array, ""], view: Float[Array, "9"], after: Float[Array, ""] | None = None
-    ) -> Float[Array, "observation"]:
-        """What is known at the open of bar t: scaled features, then the account.
-
-        Args:
-          after: as in `Market.known`.
-        """
-        known = self.market.known(t, after)
+    def observe(self, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
+        """What is known at the open of bar t: scaled features, then the account."""
+        known = self.market.known(t)
         features = scale_features(known, self.market.scaler_mean, self.market.scaler_scale)
         return jnp.concatenate([features, view])
 

@@ -62,7 +62,8 @@ class Instrument:
       tick_value: derived: quote currency that one tick moves one step.
       max_steps: derived: `max_quantity` in whole steps, at most 2^24 - 1.
       maintenance: derived: [n, 4], of each bracket the rate r with the fee in it, the maintenance amount, 1 / (1 - r)
-        and 1 / (1 + r).
+        and 1 / (1 + r). Inside a `Market` liquidation prices read this and neither `brackets` nor
+        `maintenance_fee_rate`: to change a rate build another instrument.
 
     Raises:
       ValueError: for a value out of range, or brackets that are not contiguous, continuous and increasing.

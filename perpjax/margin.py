@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from perpjax.batching import numbers
+from perpjax.batching import split_table
 from perpjax.instrument import Instrument
 from perpjax.market import PackedBar
 from perpjax.moments import NO_SLOT, Moment, Tally, count_used, each_lot
@@ -50,7 +50,7 @@ def liquidation_price(
     return (entry_price - side * (margin + maintenance_amount) / quantity) / (1 - side * (mmr + fee_rate))
 
 
-@jax.jit  # traced once, though asked twice
+@jax.jit  # many environments ask twice for the same shapes: traced once
 def liquidation_ticks(
     side: Float[Array, "..."],
     entry: Float[Array, "..."],
@@ -70,7 +70,7 @@ def liquidation_ticks(
     free = margin * per_tick
     distance = jnp.full_like(entry, jnp.inf)
     is_long = side > 0
-    for rate, amount, of_long, of_short in numbers(instrument.maintenance):
+    for rate, amount, of_long, of_short in split_table(instrument.maintenance):
         line = (free + amount * per_tick - rate * entry) * jnp.where(is_long, of_long, of_short)
         distance = jnp.where(line < distance, line, distance)
     level = entry - side * jnp.ceil(distance - entry * CEIL_SLACK)

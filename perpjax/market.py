@@ -124,14 +124,13 @@ class Market:
         columns = take_columns(self.rows, t + 1, slice(0, self._columns + 2))
         return PackedBar(columns, halted, self.candles_per_bar, self.has_mark)
 
-    def known(self, t: Int[Array, ""], after: Float[Array, ""] | None = None) -> Float[Array, "F"]:
-        """Features known at the open of bar t, unscaled.
-
-        Args:
-          after: what is computed first, for a batch; see `batching.touch`.
-        """
-        t = t if after is None else touch(self.rows, t, self._features, after)
+    def known(self, t: Int[Array, ""]) -> Float[Array, "F"]:
+        """Features known at the open of bar t, unscaled."""
         return take_row(self.rows, t, self._features)
+
+    def ask_for_known(self, t: Int[Array, ""], after: Float[Array, ""]) -> Int[Array, ""]:
+        """`t`, when what `known` reads was asked for; in a batch that is quicker. See `batching.touch`."""
+        return touch(self.rows, t, self._features, after)
 
     @property
     def candles(self) -> Float[Array, "N columns"]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax.batching import numbers
+from perpjax.batching import split_table
 from perpjax.execution import fill_entry, slip
 from perpjax.instrument import Instrument
 from perpjax.orders import CLOSE, HOLD, SHORT, Order, Verdict
@@ -57,7 +57,7 @@ class Review(NamedTuple):
     @property
     def opens(self) -> Bool[Array, "..."]:
         """Whether a lot opens."""
-        return self.notional > 0
+        return self.notional != 0
 
     @property
     def closes(self) -> Bool[Array, "..."]:
@@ -103,7 +103,7 @@ def review(
     available = available_exposure(account.equity, account.margin, params)
     leverage = jnp.clip(order.leverage, 1.0, params.max_leverage)
     wanted = order.size * available * leverage
-    for floor, _, most, _, _ in numbers(instrument.brackets):
+    for floor, _, most, _, _ in split_table(instrument.brackets):
         leverage = jnp.where(wanted > floor, jnp.minimum(leverage, most), leverage)
     stop_multiple = jnp.clip(order.stop_multiple, MIN_STOP, MAX_STOP)
     target_multiple = jnp.clip(order.target_multiple, MIN_TARGET, MAX_TARGET)

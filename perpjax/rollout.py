@@ -68,4 +68,4 @@ def _play(env: PerpEnv, act: Act, key: Array, starts: Int[Array, "windows"]) -> 
     done = jnp.zeros(starts.shape[0], bool)
     carry = (state, done, state.episode)
     (_, _, episode), _ = jax.lax.scan(step, carry, jax.random.split(key, env.config.episode_length))
-    return episode
+    return envs.by_row(episode)

@@ -34,7 +34,7 @@ class Lots:
     """Bars held, the opening bar counted."""
 
 
-@pytree(static=("axis",))
+@pytree(static=("counts_axis",))
 class Ledger:
     """What happened since reset. Money in quote currency, as compensated (two-float) sums."""
 
@@ -50,8 +50,8 @@ class Ledger:
     """Compensations of the five sums above, in their order."""
     counts: Int[Array, "counts"]
     """Verdicts and events, in the order of `COUNTS`; the properties below name them."""
-    axis: int = -1
-    """Of `counts`, the one along which they lie: -2 in a `VecEnv`, where the batch is last."""
+    counts_axis: int = -1
+    """The axis of `counts` along which they lie: -2 in a `VecEnv`, where the batch is last."""
 
     @property
     def refused(self) -> Int[Array, "verdicts"]:
@@ -98,11 +98,11 @@ class Ledger:
 
     @property
     def _counts_last(self) -> Int[Array, "counts"]:
-        last = self.counts.swapaxes(max(self.axis, -self.counts.ndim), -1)  # of one environment they are all there is
-        if last.shape[-1] != len(COUNTS):
+        last = self.counts.swapaxes(max(self.counts_axis, -self.counts.ndim), -1)  # one environment's have no other
+        if last.shape[-1] != len(COUNTS):  # not noticed if there are as many environments
             raise ValueError(
-                f"the ledger's counts have shape {self.counts.shape} and should lie along axis {self.axis}; "
-                "to take the state of a VecEnv apart by environments use VecEnv.by_row"
+                f"the ledger's counts have shape {self.counts.shape} and should lie along axis {self.counts_axis}; "
+                "before the state of a VecEnv is taken apart by environments it takes VecEnv.by_row"
             )
         return last
 

@@ -87,22 +87,31 @@ class VecEnv:
     So `state.account.lots` has fields of [lots, num_envs] and `ledger.counts` is [counts, num_envs], where a plain
     `jax.vmap(env.step)` has [num_envs, lots] and [num_envs, counts]; all else is the same, the ledger's properties too.
     Numbers of one kind side by side are what vector units and a GPU's threads read; those of a plain batch a CPU copies
-    in every step.
+    in every step. `by_row` gives the one for the other. A `VecEnv` is not wrapped again: for more axes `jax.vmap` its
+    `step`.
     """
 
     env: Env
 
     def step(self, state: State, action: Array) -> State:
-        """As the wrapped environment's `step`, of states and actions with a leading axis."""
-        state = _say_axis(state, -1)
+        """As the wrapped environment's `step`, of many states and of actions [num_envs, 5].
+
+        Raises:
+          ValueError: if the state lies by row, as a plain `jax.vmap` or `by_row` leaves it.
+        """
+        if state.account.ledger.counts_axis == -1:
+            raise ValueError(
+                "this state lies by row, environment by environment; a VecEnv steps what VecEnv.reset returns"
+            )
+        state = _with_axis(state, -1)
         axes = self.axes(state)
-        return _say_axis(jax.vmap(self.env.step, (axes, 0), axes)(state, action), -2)
+        return _with_axis(jax.vmap(self.env.step, (axes, 0), axes)(state, action), -2)
 
     def reset(self, key: Array, start: Int[Array, "num_envs"] | None = None) -> State:
         """As the wrapped environment's `reset`, with a key for each environment, and a first bar if any is given."""
         starts = () if start is None else (start,)
         one = jax.eval_shape(self.env.reset, *jax.tree.map(lambda x: x[0], (key, *starts)))
-        return _say_axis(jax.vmap(self.env.reset, out_axes=self.axes(one))(key, *starts), -2)
+        return _with_axis(jax.vmap(self.env.reset, out_axes=self.axes(one))(key, *starts), -2)
 
     @staticmethod
     def axes(state: T) -> T:
@@ -117,18 +126,28 @@ class VecEnv:
 
     @staticmethod
     def by_row(state: T) -> T:
-        """The state, or a part of it, as a plain `jax.vmap` has it: everything of environment i in row i."""
-        rows = jax.tree.map(lambda axis, x: jnp.moveaxis(x, axis, 0), VecEnv.axes(state), state)
-        return _say_axis(rows, -1)
+        """The state, or a part of it, as a plain `jax.vmap` has it: everything of environment i in row i.
+
+        It may be stacked: axes before these, of steps or of devices, stay where they are.
+        """
+
+        def turn(part: Any) -> Any:
+            if isinstance(part, Lots):
+                return jax.tree.map(lambda x: x.swapaxes(-2, -1), part)
+            return (
+                part.replace(counts=part.counts.swapaxes(-2, -1), counts_axis=-1) if isinstance(part, Ledger) else part
+            )
+
+        return jax.tree.map(turn, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
 
 
-def _say_axis(state: T, axis: int) -> T:
+def _with_axis(state: T, axis: int) -> T:
     """The state, whose ledgers say that their counts lie along this axis."""
 
-    def say(part: Any) -> Any:
-        return part.replace(axis=axis) if isinstance(part, Ledger) else part
+    def name(part: Any) -> Any:
+        return part.replace(counts_axis=axis) if isinstance(part, Ledger) else part
 
-    return jax.tree.map(say, state, is_leaf=lambda x: isinstance(x, Ledger))
+    return jax.tree.map(name, state, is_leaf=lambda x: isinstance(x, Ledger))
 
 
 def _reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, ""]) -> State:
@@ -137,13 +156,15 @@ def _reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, 
     Key, reward and flags stay what they were.
 
     Args:
+      state: a plain one.
       number: of the fresh episode; it draws from `state.key` folded with it.
     """
+    axis = state.account.ledger.counts_axis
     kept = {name: getattr(state, name) for name in ("key", "reward", "terminated", "truncated")}
     without = dict.fromkeys(kept)
 
     def begin(env: Env, key: Array, number: Array) -> State:
-        return _plain(env.reset(jax.random.fold_in(key, number)), **without)
+        return _with_axis(_plain(env.reset(jax.random.fold_in(key, number)), **without), axis)
 
     return where_rows(done, begin, state.replace(**without), env, state.key, number).replace(**kept)
 

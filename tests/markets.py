@@ -35,7 +35,7 @@ HAND = Instrument(
 FREE = EnvParams(taker_fee=0.0, slippage_base=0.0, slippage_atr=0.0, stop_depth=0.0)
 CONFIG = EnvConfig(max_lots=3, episode_length=6)
 HOLD = np.zeros(5, np.int32)
-MONEY = tuple(name for name in Ledger.__dataclass_fields__ if name not in ("low", "counts", "axis"))
+MONEY = tuple(name for name in Ledger.__dataclass_fields__ if name not in ("low", "counts", "counts_axis"))
 """Sums of a ledger, in the order of their low parts."""
 
 step = jax.jit(PerpEnv.step)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from markets import FREE, HOLD, assert_same_states, crash_market, expect, hand_market, order, play, reset, step
 
+from perpjax import batching
 from perpjax._pytree import Host
 from perpjax.batching import TILE, touch, where_rows
 from perpjax.env import PerpEnv
@@ -218,10 +219,12 @@ def test_touching_a_row_changes_no_index():
     np.testing.assert_array_equal(touch(table, index, slice(0, 0)), index)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16])
-def test_where_rows_is_a_cond_per_element(rows):
+@pytest.mark.parametrize("look", [1, 3, 16])
+def test_where_rows_is_a_cond_per_element(look, monkeypatch):
+    monkeypatch.setattr(batching, "LOOK", look)
+
     def run(p: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return where_rows(p, lambda x, y: (x + y, x * 2), (x, y), x, y, rows=rows)
+        return where_rows(p, lambda x, y: (x + y, x * 2), (x, y), x, y)
 
     x, y = jnp.arange(4.0), 10 + jnp.arange(4.0)
     for p in (jnp.zeros(4, bool), jnp.ones(4, bool), jnp.array([True, False, False, True])):

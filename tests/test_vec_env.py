@@ -70,9 +70,36 @@ def test_the_ledger_says_the_same_in_every_layout():
         chex.assert_trees_all_equal(ledger.opened, jax.vmap(lambda x: x.opened, (env.axes(ledger),))(ledger))
     assert state.episode.ledger.opened.sum() > 0
     # Stacked over time, and as numpy arrays.
-    assert jax.tree.map(np.asarray, each).ledger.refused.shape == (BARS, FEW, len(Verdict))
+    each = jax.tree.map(np.asarray, each)
+    assert each.ledger.refused.shape == (BARS, FEW, len(Verdict))
+    chex.assert_trees_all_equal(env.by_row(each).ledger.counts[:, 3], each.ledger.counts[:, :, 3])
     with pytest.raises(ValueError, match="by_row"):
         _ = state.account.ledger.replace(counts=state.account.ledger.counts.T).opened
+
+
+def test_a_state_taken_out_of_a_vec_env_goes_on_alone():
+    env = make_env(4)
+    state = VecEnv(env).reset(jax.random.split(jax.random.key(1), 3))
+    action = jnp.asarray([1, 0, 4, 0, 0], jnp.int32)
+    many = jax.jit(jax.vmap(env.step, (VecEnv.axes(state), None), VecEnv.axes(state)))
+    alone = jax.jit(env.step)
+    # By the axes, as `jax.vmap` would, and by row.
+    one = jax.tree.map(lambda axis, x: x[1] if axis == 0 else x[..., 1], VecEnv.axes(state), state)
+    other = jax.tree.map(lambda x: x[1], VecEnv.by_row(state))
+    for _ in range(14):
+        state, one, other = many(state, action), alone(one, action), alone(other, action)
+    assert other.resets == 1 and other.episode.ledger.opened > 0
+    row = jax.tree.map(lambda x: x[1], VecEnv.by_row(state))
+    for got in (one, row):
+        chex.assert_trees_all_close(got.account.lots, other.account.lots, rtol=1e-6)
+        assert got.episode.ledger.opened == other.episode.ledger.opened and got.t == other.t
+
+
+def test_a_vec_env_refuses_rows():
+    env = VecEnv(make_env(4))
+    state = env.by_row(env.reset(jax.random.split(jax.random.key(1), 3)))
+    with pytest.raises(ValueError, match="by row"):
+        env.step(state, jnp.zeros((3, 5), jnp.int32))
 
 
 def test_no_slot_is_beyond_every_slot():
