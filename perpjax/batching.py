@@ -335,9 +335,9 @@ def where_rows(predicate: Bool[Array, ""], function: Callable[..., T], otherwise
 
         def on_cpu(predicate: Array, otherwise: T, *operands: Any) -> T:
             def do_some(i: Array, out: T) -> T:
-                def do_row(carry: tuple[Array, T]) -> tuple[Array, T]:
-                    left, out = carry
-                    place = _not_from_the_end(jnp.max(left)) - 1
+                def do_row(carry: tuple[Array, Array, T]) -> tuple[Array, Array, T]:
+                    last, left, out = carry
+                    place = _not_from_the_end(last) - 1
                     row = _not_from_the_end(i) * some + place
 
                     def take(axis: int, x: Array) -> Array:
@@ -348,12 +348,12 @@ def where_rows(predicate: Bool[Array, ""], function: Callable[..., T], otherwise
 
                     new = function(*jax.tree.map(take, tuple(axes[2:]), operands))
                     left = lax.dynamic_update_index_in_dim(left, jnp.float32(0), place, 0)
-                    return left, jax.tree.map(put, out_axes, out, new)
+                    return jnp.max(left), left, jax.tree.map(put, out_axes, out, new)
 
                 left = lax.dynamic_index_in_dim(places, i, keepdims=False)
-                return lax.while_loop(lambda carry: jnp.max(carry[0]) > 0, do_row, (left, out))[1]
+                return lax.while_loop(lambda carry: carry[0] > 0, do_row, (jnp.max(left), left, out))[2]
 
-            # The place of each that asks among so many, from 1 on; as floats, whose maximum XLA has ready in a library.
+            # The places of those that ask, among so many and from 1 on; XLA has the maximum of floats in a library.
             asks = jnp.pad(predicate, (0, -size % some)).reshape(-1, some)
             places = jnp.where(asks, jnp.arange(1, some + 1, dtype=jnp.float32), 0)
             return lax.fori_loop(0, len(places), do_some, otherwise)
