@@ -47,7 +47,7 @@ class Review(NamedTuple):
     margin: Float[Array, "..."]
     """Notional / leverage, quote."""
     notional: Float[Array, "..."]
-    """Quote; 0 if no lot opens."""
+    """Quote; 0 if no lot opens, and that is what `opens` and `closes` go by."""
     fee: Float[Array, "..."]
     """Of the entry, quote."""
     stop: Float[Array, "..."]

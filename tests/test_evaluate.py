@@ -11,6 +11,7 @@ from markets import FREE, crash_market, hand_market, order
 
 from perpjax import EnvConfig, EnvParams, PerpEnv, concatenate_markets
 from perpjax.orders import MULTI_DISCRETE
+from perpjax.rollout import play_windows
 from train.evaluate import Result, evaluate, hold, random, t_statistic, window_starts
 
 LENGTH = 24
@@ -33,6 +34,12 @@ def test_hold_is_exactly_nothing(env):
     for name, x in result._asdict().items():
         np.testing.assert_array_equal(x, 0.0, err_msg=name)
     assert result.t_stat() == 0.0
+
+
+def test_windows_are_rows(env):
+    episodes = play_windows(env, random(env), jax.random.key(0), window_starts(env))
+    third = jax.tree.map(lambda x: x[2], episodes)
+    assert third.ledger.opened == episodes.ledger.opened[2] > 0 and third.ledger.refused.sum() == third.length
 
 
 def test_random_is_seeded(env):
