@@ -1,6 +1,5 @@
 """Whole episodes of one policy from given first bars, all at once."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -52,17 +51,13 @@ def play_windows(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "wi
 def _play(env: PerpEnv, act: Act, key: Array, starts: Int[Array, "windows"]) -> Episode:
     envs = VecEnv(AutoReset(env))
     state = envs.reset(jax.random.split(key, starts.shape[0]), starts)
-    axes = envs.axes(state.episode)
-
-    @functools.partial(jax.vmap, in_axes=(0, axes, axes), out_axes=axes)
-    def choose(first: Array, a: Episode, b: Episode) -> Episode:
-        return jax.tree.map(lambda a, b: jnp.where(first, a, b), a, b)
 
     def step(carry: tuple, key: Array) -> tuple:
         state, done, kept = carry
         keys = jax.random.split(key, starts.shape[0])
         state = envs.step(state, jax.vmap(act, (0, envs.axes(state)))(keys, state))
-        kept = choose(done, kept, state.episode)
+        # In an episode of a VecEnv the windows are the last axis of everything.
+        kept = jax.tree.map(lambda old, new: jnp.where(done, old, new), kept, state.episode)
         return (state, done | state.terminated | state.truncated, kept), None
 
     done = jnp.zeros(starts.shape[0], bool)

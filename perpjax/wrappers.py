@@ -130,15 +130,8 @@ class VecEnv:
 
         It may be stacked: axes before these, of steps or of devices, stay where they are.
         """
-
-        def turn(part: Any) -> Any:
-            if isinstance(part, Lots):
-                return jax.tree.map(lambda x: x.swapaxes(-2, -1), part)
-            return (
-                part.replace(counts=part.counts.swapaxes(-2, -1), counts_axis=-1) if isinstance(part, Ledger) else part
-            )
-
-        return jax.tree.map(turn, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
+        axes = VecEnv.axes(state)
+        return _with_axis(jax.tree.map(lambda axis, x: x if axis == 0 else x.swapaxes(-2, -1), axes, state), -1)
 
 
 def _with_axis(state: T, axis: int) -> T:

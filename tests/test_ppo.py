@@ -185,7 +185,7 @@ class Stepped(NamedTuple):
     final_obs: jax.Array
 
 
-@pytest.mark.parametrize("num_envs", [1, 17, 200])
+@pytest.mark.parametrize("num_envs", [1, 16, 17, 200])
 def test_value_truncated_is_the_value_of_the_final_observation(learner, num_envs):
     rng = np.random.default_rng(num_envs)
     shape = (num_envs, *learner.observations.mean.shape)
@@ -195,7 +195,7 @@ def test_value_truncated_is_the_value_of_the_final_observation(learner, num_envs
     values = np.asarray(ActorCritic(SMALL.hidden).apply(learner.params, seen)[1])
     assert len(np.unique(values)) == num_envs
     few = jax.jit(value_truncated, static_argnums=1)
-    for count in {c for c in (0, 1, 7, num_envs) if c <= num_envs}:
+    for count in {c for c in (0, 1, 7, 15, 16, 17, num_envs) if c <= num_envs}:
         truncated = np.zeros(num_envs, bool)
         truncated[rng.permutation(num_envs)[:count]] = True
         got = few(learner, SMALL, Stepped(jnp.asarray(truncated), final_obs), blur)
