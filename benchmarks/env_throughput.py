@@ -4,47 +4,44 @@
     python -m benchmarks.env_throughput              # some minutes; writes benchmarks/results/env_throughput.json
     python -m benchmarks.env_throughput --quick      # a look; writes nothing
 
-Four sides step the same number of environments on the same bars:
+The sides step the same number of environments on the same bars:
 
-    limit        the bare step as a loop written by hand (`benchmarks/limit.py`), a call for every step
+    limit        the bare step as a loop written by hand (`benchmarks/limit.py`), a call for every step; its threads
+                 sleep between calls, as Numba's own do
+    spinning     the same with OpenMP's threads, which keep their cores busy between calls: what the machine can do
+    limit        at most, if nothing else wants to use it
     bare         `VecEnv(PerpEnv)`, a jitted `lax.scan` over the steps, its state donated, the environments
                  spread over `--devices` devices: XLA counts a CPU as one, and uses two cores of it badly
     auto-reset   `VecEnv(AutoReset(PerpEnv))`, with episodes of 672 bars that end at different times
     rival        TorchTrade (`benchmarks/rival.py`), which resets itself, a call for every step
 
-Ours with fewer than 256 environments have a process of their own that was started with NPROC=1, as a user would do it:
-XLA then has one thread and hands no kernel to another, which costs so small a batch more than its arithmetic. The limit
-has one thread there, too: it is some 7 % faster so.
+Each has a process of its own. Both limits use one thread or all, whichever is faster at that size. Ours with fewer than
+256 environments are started with NPROC=1, as a user would do it: XLA then has one thread and hands no kernel to
+another, which costs so small a batch more than its arithmetic.
 
 The machine may be noisy, so the sides take turns, and a ratio is that of two neighbours: the median of all pairs, with
 quartiles. Actions are random and drawn beforehand: a lot is asked for on every second bar, more than a policy would.
-`limit` and `bare` take the same steps from the same accounts, which have traded before; none of these ends on the way,
-since one that has ended costs nothing. Without the packages of the extra `bench`, limit and rival are left out.
+The limits and `bare` take the same steps from the same accounts, which have traded before; none of these ends on the
+way, since one that has ended costs nothing. Without the packages of the extra `bench`, limits and rival are left out.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import importlib.util
 import multiprocessing
 import os
 import pathlib
-import platform
-import re
 import statistics
-import sys
 import time
 import unittest.mock
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 from rich.box import SIMPLE_HEAD
@@ -52,6 +49,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import gpu_ahead
+from benchmarks.report import RESULTS, describe_machine, describe_spread, run_command, save
+from benchmarks.turns import Apart, Clock, Seconds, clock, take_turns
 from perpjax import (
     AutoReset,
     EnvConfig,
@@ -66,14 +65,13 @@ from perpjax import (
     slice_market,
 )
 from perpjax.orders import sample_action
-from train.checkpoint import write_json
 
-RESULT = pathlib.Path(__file__).parent / "results" / "env_throughput.json"
-SIDES = ("limit", "bare", "auto-reset", "rival")
+PROGRAM = "benchmarks.env_throughput"
+RESULT = RESULTS / "env_throughput.json"
+SIDES = ("limit", "spinning", "bare", "auto-reset", "rival")
+RATIOS = ("bare / limit", "bare / spinning", "auto-reset / rival")
 NEEDS = {"limit": "numba", "rival": "torchtrade"}
 """The package of the extra `bench` without which a side is left out."""
-REST_SECONDS = 0.02
-"""Before every timed call: threads of another library may still be spinning."""
 QUICK_ENVS = 4096
 BUSY = 0.5
 """Load of others above which to warn: torch's threads wait for each other; a core taken away has cost them tenfold."""
@@ -115,31 +113,6 @@ class Args:
 
 
 # MEASURE
-
-
-class Side(NamedTuple):
-    """Something to time."""
-
-    prepare: Callable[[], Any]
-    """Not timed; what it returns is handed to `run`."""
-    run: Callable[[Any], Any]
-
-
-Seconds = dict[str, list[float]]
-"""Of each timed call, by side."""
-
-
-def take_turns(sides: dict[str, Side], repeats: int) -> Seconds:
-    """Time every side `repeats` times, one after the other; the first turn compiles and does not count."""
-    seconds: Seconds = {name: [] for name in sides}
-    for _ in range(repeats + 1):
-        for name, side in sides.items():
-            ready = jax.block_until_ready(side.prepare())
-            time.sleep(REST_SECONDS)
-            began = time.perf_counter()
-            jax.block_until_ready(side.run(ready))
-            seconds[name].append(time.perf_counter() - began)
-    return {name: samples[1:] for name, samples in seconds.items()}
 
 
 def count_steps(num_envs: int) -> int:
@@ -219,12 +192,13 @@ class Trading(NamedTuple):
         return cls(env, run_steps(env, spread(state, lay_out(state)), before), after)
 
     @classmethod
-    def begin_bare(cls, market: Market, num_envs: int, steps: int) -> "Trading":
-        """With episodes that last until all is timed.
+    def begin_bare(cls, market: Market, num_envs: int) -> "Trading":
+        """`count_steps`, with episodes that last until all is timed.
 
         Raises:
           ValueError: on this market some are ruined before, and would be timed standing still.
         """
+        steps = count_steps(num_envs)
         trading = cls.begin(PerpEnv(market, config=EnvConfig(episode_length=2 * steps + 1)), num_envs, steps)
         last = run_steps(trading.env, trading.copy(), trading.actions)
         over = float(jnp.mean(last.terminated | last.truncated))
@@ -236,92 +210,63 @@ class Trading(NamedTuple):
         """The state, to be donated."""
         return jax.tree.map(jnp.copy, self.state)
 
-    def as_side(self) -> Side:
+    def clock(self) -> Clock:
         """Steps from the same state, every time."""
-        return Side(self.copy, lambda state: run_steps(self.env, state, self.actions))
+        return clock(self.copy, lambda state: run_steps(self.env, state, self.actions))
 
 
-class Apart:
-    """Our sides in a process of its own, with one thread. A context; the process ends with it."""
-
-    def __init__(self, dataset: str, num_envs: int):
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, self.theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(self.theirs, dataset, num_envs), daemon=True)
-
-    def __enter__(self) -> dict[str, Side]:
-        with unittest.mock.patch.dict(os.environ, NPROC="1"):
-            self.process.start()
-        self.theirs.close()  # or its end would not be seen here
-        return {name: Side(self.asking(name, "prepare"), self.asking(name, "run")) for name in ("bare", "auto-reset")}
-
-    def __exit__(self, *_: Any) -> None:
-        self.process.terminate()
-        self.process.join()
-
-    def asking(self, *what: str) -> Callable[..., None]:
-        """What sends this and waits for the answer."""
-
-        def ask(*_: Any) -> None:
-            try:
-                self.pipe.send(what)
-                self.pipe.recv()
-            except (EOFError, OSError):
-                self.process.join()
-                raise OSError(f"the process of ours ended with status {self.process.exitcode}; see above") from None
-
-        return ask
+# What a process of its own times, see `turns.Apart`.
 
 
-def serve(pipe: Connection, dataset: str, num_envs: int) -> None:
-    """What `Apart` starts: prepares and runs the side that it is asked for."""
+def make_ours(dataset: str, num_envs: int, devices: int) -> dict[str, Clock]:
+    """Ours, spread over so many devices."""
+    prepare_jax(devices)
+    market, steps = load_market(dataset), count_steps(num_envs)
+    return {
+        "bare": Trading.begin_bare(market, num_envs).clock(),
+        "auto-reset": Trading.begin(AutoReset(PerpEnv(market)), num_envs, steps).clock(),
+        "drawing ours": clock(lambda: None, lambda _: draw_actions(jax.random.key(4), steps, num_envs)),
+    }
+
+
+def make_limit(dataset: str, num_envs: int) -> dict[str, Clock]:
+    """The limit, with one thread or with all, whichever is faster."""
+    import numba
+
+    from benchmarks.limit import Limit
+
+    bare = Trading.begin_bare(load_market(dataset), num_envs)
+    limit, start, rows = Limit(bare.env), VecEnv.by_row(bare.state), np.asarray(bare.actions)
+
+    def run(_: Any) -> None:
+        for row in rows:
+            limit.step(row)
+
+    def try_with(threads: int) -> float:
+        numba.set_num_threads(threads)
+        return statistics.median(take_turns({"": time_limit}, 5)[""])
+
+    time_limit = clock(lambda: limit.load(start), run)
+    numba.set_num_threads(min((1, numba.config.NUMBA_NUM_THREADS), key=try_with))
+    return {"limit": time_limit}
+
+
+def make_rival(dataset: str, num_envs: int) -> dict[str, Clock]:
+    """The rival, on the same market."""
+    from benchmarks.rival import Rival
+
+    rival, steps = Rival(PerpEnv(load_market(dataset)), num_envs), count_steps(num_envs)
+    actions = rival.draw(steps)
+    return {
+        "rival": clock(lambda: None, lambda _: rival.run(actions)),
+        "drawing rival": clock(lambda: None, lambda _: rival.draw(steps)),
+    }
+
+
+def prepare_jax(devices: int) -> None:
+    """Before anything is computed. What was compiled by an earlier run must not count as compiled quickly."""
+    jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_enable_compilation_cache", False)
-    market = load_market(dataset)
-    sides, ready = make_ours(market, Trading.begin_bare(market, num_envs, count_steps(num_envs)), num_envs), None
-    while True:
-        name, what = pipe.recv()
-        if what == "prepare":
-            ready = jax.block_until_ready(sides[name].prepare())
-        else:
-            jax.block_until_ready(sides[name].run(ready))
-        pipe.send("done")
-
-
-def make_ours(market: Market, bare: Trading, num_envs: int) -> dict[str, Side]:
-    """In this process."""
-    ours = Trading.begin(AutoReset(PerpEnv(market)), num_envs, count_steps(num_envs))
-    return {"bare": bare.as_side(), "auto-reset": ours.as_side()}
-
-
-def make_others(
-    market: Market, bare: Trading, num_envs: int, missing: set[str]
-) -> tuple[dict[str, Side], dict[str, Side]]:
-    """What ours are compared with, and the drawing of the actions."""
-    steps, sides = count_steps(num_envs), {}
-    drawing = {"ours": Side(lambda: None, lambda _: draw_actions(jax.random.key(4), steps, num_envs))}
-    if "limit" not in missing:
-        import numba
-
-        from benchmarks.limit import Limit
-
-        limit, rows = Limit(bare.env), np.asarray(bare.actions)
-        threads = 1 if num_envs < ALONE else numba.config.NUMBA_NUM_THREADS
-
-        def run_limit(_: Any) -> None:
-            numba.set_num_threads(threads)
-            for row in rows:
-                limit.step(row)
-
-        start = VecEnv.by_row(bare.state)
-        sides["limit"] = Side(lambda: limit.load(start), run_limit)
-    if "rival" not in missing:
-        from benchmarks.rival import Rival
-
-        rival = Rival(PerpEnv(market), num_envs)
-        theirs = rival.draw(steps)
-        sides["rival"] = Side(lambda: None, lambda _: rival.run(theirs))
-        drawing["rival"] = Side(lambda: None, lambda _: rival.draw(steps))
-    return sides, drawing
 
 
 @dataclasses.dataclass
@@ -339,26 +284,36 @@ class Speeds:
         """Median, million steps/s."""
         return self.num_envs * self.steps / statistics.median(self.seconds[side]) / 1e6
 
-    def ratios(self, side: str, other: str) -> list[float]:
+    def ratios(self, sides: str) -> list[float]:
         """How many times as fast as the other one side is, turn by turn; none if one of them is missing."""
+        side, other = sides.split(" / ")
         pairs = zip(self.seconds.get(side, []), self.seconds.get(other, []), strict=False)
         return [theirs / mine for mine, theirs in pairs]
 
     def nanoseconds_to_draw(self, side: str) -> float:
-        """Median, for one action."""
+        """Median, for one action; of a name in `drawing`."""
         return statistics.median(self.drawing[side]) / (self.num_envs * self.steps) * 1e9
 
 
-def measure_speeds(dataset: str, market: Market, num_envs: int, repeats: int, missing: set[str]) -> Speeds:
-    """All sides that there are, on the market of a dataset."""
-    steps = count_steps(num_envs)
-    bare = Trading.begin_bare(market, num_envs, steps)
-    others, drawing = make_others(market, bare, num_envs, missing)
-    alone = num_envs < ALONE
-    with Apart(dataset, num_envs) if alone else contextlib.nullcontext(make_ours(market, bare, num_envs)) as ours:
-        sides = ours | others
-        seconds = take_turns({name: sides[name] for name in SIDES if name in sides}, repeats)
-    return Speeds(num_envs, steps, seconds, take_turns(drawing, 3))
+def measure_speeds(args: Args, num_envs: int, missing: set[str]) -> Speeds:
+    """All sides that there are, in turn."""
+    few = num_envs < ALONE
+    ours = functools.partial(make_ours, args.dataset, num_envs, 1 if few else args.devices)
+    limit, rival = (functools.partial(make, args.dataset, num_envs) for make in (make_limit, make_rival))
+    with contextlib.ExitStack() as processes:
+
+        def begin(make: Callable[[], dict[str, Clock]], **environment: str) -> dict[str, Clock]:
+            return processes.enter_context(Apart(make, **environment))
+
+        clocks = begin(ours, **({"NPROC": "1"} if few else {}))
+        if "limit" not in missing:
+            clocks |= begin(limit, NUMBA_THREADING_LAYER="workqueue")
+            clocks["spinning"] = begin(limit, NUMBA_THREADING_LAYER="omp")["limit"]
+        if "rival" not in missing:
+            clocks |= begin(rival)
+        seconds = take_turns({side: clocks[side] for side in SIDES if side in clocks}, args.repeats)
+        drawing = {name: read for name, read in clocks.items() if name not in SIDES}
+        return Speeds(num_envs, count_steps(num_envs), seconds, take_turns(drawing, 3))
 
 
 # COUNT
@@ -407,15 +362,15 @@ def stretch(market: Market, num_bars: int) -> Market:
 def cost_of_bars(market: Market, repeats: int, bars: tuple[int, int] = (20_000, 2_000_000)) -> list[float]:
     """Nanoseconds more that a bare step of one environment takes on the longer market, turn by turn."""
     num_envs, steps = 4096, count_steps(4096)
-    sides = {str(n): Trading.begin_bare(stretch(market, n), num_envs, steps).as_side() for n in bars}
-    few, many = take_turns(sides, repeats).values()
+    clocks = {str(n): Trading.begin_bare(stretch(market, n), num_envs).clock() for n in bars}
+    few, many = take_turns(clocks, repeats).values()
     return [(b - a) / (num_envs * steps) * 1e9 for a, b in zip(few, many, strict=True)]
 
 
 def cost_of_size(market: Market, repeats: int, sizes: tuple[int, int] = (4096, 262_144)) -> list[float]:
     """A bare step of one environment in the larger batch over one in the smaller, turn by turn."""
-    sides = {str(n): Trading.begin_bare(market, n, count_steps(n)).as_side() for n in sizes}
-    seconds = take_turns(sides, repeats)
+    clocks = {str(n): Trading.begin_bare(market, n).clock() for n in sizes}
+    seconds = take_turns(clocks, repeats)
     small, large = ([x / (n * count_steps(n)) for x in seconds[str(n)]] for n in sizes)
     return [b / a for a, b in zip(small, large, strict=True)]
 
@@ -492,12 +447,13 @@ def compare_sides(speeds: list[Speeds]) -> list[Figure]:
     wanted = (
         ("bare / limit", 64, 0.3, None),
         ("bare / limit", 4096, 0.5, None),
+        ("bare / spinning", 4096, None, None),
         ("auto-reset / rival", 4096, 1.3, 2.0),
     )
     return [
         Figure(
             f"{pair} at {num_envs}",
-            at[num_envs].ratios(*pair.split(" / ")) if num_envs in at else [],
+            at[num_envs].ratios(pair) if num_envs in at else [],
             goal, stretch, at_least=True, digits=2,
         )
         for pair, num_envs, goal, stretch in wanted
@@ -533,11 +489,11 @@ def count_everything(repeats: int, tell: Callable[[str], None]) -> list[Figure]:
 def show_speeds(speeds: list[Speeds]) -> Table:
     """Million steps/s, a line for every batch size."""
     table = Table(title="Million steps/s (medians)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for head in ("environments", *SIDES, "bare/limit", "auto-r./rival"):
+    for head in ("environments", *SIDES, *RATIOS):
         table.add_column(head, justify="right")
     for s in speeds:
         rates = (f"{s.rate(side):.2f}" if side in s.seconds else "-" for side in SIDES)
-        ratios = (s.ratios("bare", "limit"), s.ratios("auto-reset", "rival"))
+        ratios = (s.ratios(pair) for pair in RATIOS)
         table.add_row(f"{s.num_envs}", *rates, *(f"{statistics.median(r):.2f}" if r else "-" for r in ratios))
     return table
 
@@ -557,88 +513,44 @@ def show_figures(figures: list[Figure]) -> Table:
     return table
 
 
-def describe_spread(samples: list[float], digits: int) -> str:
-    """Such as "0.45 (0.43 .. 0.48)"."""
-    if not samples:
-        return "not measured"
-    median = f"{statistics.median(samples):.{digits}f}"
-    if len(samples) == 1:
-        return median
-    low, _, high = statistics.quantiles(samples, method="inclusive")
-    return f"{median} ({low:.{digits}f} .. {high:.{digits}f})"
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the figures are measured on, and how many processes it was running in the last minute."""
-    cpus = pathlib.Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
-    return {
-        "processor": named.group(1) if named else platform.processor(),
-        "cores": os.cpu_count(),
-        "device": jax.devices()[0].device_kind,
-        "system": platform.platform(),
-        "load": os.getloadavg()[0],
-    }
-
-
-def list_versions() -> dict[str, str]:
-    """Of what matters to the figures, as far as it is installed."""
-    names = ("jax", "jaxlib", "numpy", "perpjax", "numba", "torch", "torchrl", "torchtrade")
-    installed = {d.name: d.version for d in importlib.metadata.distributions()}
-    return {"python": platform.python_version()} | {n: installed[n] for n in names if n in installed}
-
-
-def to_json(machine: dict[str, Any], speeds: list[Speeds], figures: list[Figure]) -> dict[str, Any]:
-    """Everything measured, sample by sample, and on what."""
-    return {
-        "command": " ".join(["python -m benchmarks.env_throughput", *sys.argv[1:]]),
-        "machine": machine,
-        "versions": list_versions(),
-        "speeds": [dataclasses.asdict(s) for s in speeds],
-        "figures": [dataclasses.asdict(f) | {"met": f.met} for f in figures],
-    }
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Parse the arguments and measure; a wrong value is one line and exit status 2."""
-    try:
-        measure(tyro.cli(Args, args=argv, prog="python -m benchmarks.env_throughput", description=__doc__))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
 def measure(args: Args) -> None:
     """Measure, count, show, save."""
     console, progress = Console(), Console(stderr=True)
     missing = {side for side, package in NEEDS.items() if importlib.util.find_spec(package) is None}
     for side in sorted(missing):
         progress.print(f"no {side} without {NEEDS[side]}: pip install -e '.\\[bench]'")
-    # Before anything is computed.
-    jax.config.update("jax_num_cpu_devices", args.devices)
+    prepare_jax(args.devices)
     machine = describe_machine()
     if machine["load"] > BUSY:
         progress.print(
             f"the machine is busy (load {machine['load']:.1f}): threads that wait for each other suffer most"
         )
-    # What was compiled by an earlier run must not count as compiled quickly.
-    jax.config.update("jax_enable_compilation_cache", False)
-    market, speeds = load_market(args.dataset), []
+    load_market(args.dataset)  # what is wrong with it is said here, not by another process
     with progress.status("") as status:
+        speeds = []
         for num_envs in args.num_envs:
             status.update(f"{num_envs} environments")
-            speeds.append(measure_speeds(args.dataset, market, num_envs, args.repeats, missing))
+            speeds.append(measure_speeds(args, num_envs, missing))
         figures = compare_sides(speeds) + count_everything(args.repeats, status.update)
     console.print(f"{args.dataset}, jax {jax.__version__}, {machine['processor']}, {machine['cores']} cores")
     console.print(f"ours on {args.devices} CPU devices; of fewer than {ALONE} environments on one thread, NPROC=1")
     console.print(show_speeds(speeds), show_figures(figures))
-    for side in speeds[0].drawing:
-        drawn = [s.nanoseconds_to_draw(side) for s in speeds]
-        console.print(f"Not counted: drawing an action of {side}, {min(drawn):.0f} to {max(drawn):.0f} ns.")
+    for name in speeds[0].drawing:
+        drawn = [s.nanoseconds_to_draw(name) for s in speeds]
+        console.print(f"Not counted: {name}, {min(drawn):.0f} to {max(drawn):.0f} ns an action.")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.out, to_json(machine, speeds, figures))
+        result = {
+            "machine": machine,
+            "speeds": [dataclasses.asdict(s) for s in speeds],
+            "figures": [dataclasses.asdict(f) | {"met": f.met} for f in figures],
+        }
+        save(args.out, PROGRAM, result)
         console.print(f"saved to {args.out}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """See `run_command`."""
+    run_command(measure, Args, PROGRAM, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -28,25 +28,23 @@ import dataclasses
 import functools
 import importlib.metadata
 import pathlib
-import platform
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import tyro
 from jax.experimental import topologies
 from jaxtyping import Array, Float, Int
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import RESULTS, run_command, save
 from perpjax import AutoReset, EnvConfig, PerpEnv, State, VecEnv, load_market
 from perpjax.orders import sample_action
-from train.checkpoint import write_json
 
-RESULT = pathlib.Path(__file__).parent / "results" / "gpu_ahead.json"
+PROGRAM = "benchmarks.gpu_ahead"
+RESULT = RESULTS / "gpu_ahead.json"
 LAUNCH_SECONDS = 2.1e-6
 """A kernel, in a loop on the device; from Python a step is a hundred microseconds and more."""
 BANDWIDTH = 2.06e12
@@ -525,29 +523,13 @@ def run(args: Args) -> None:
             if args.kernels:
                 console.print(list_kernels(rows[-1]))
     console.print(show(rows))
-    versions = {"python": platform.python_version(), "jax": jax.__version__}
     estimate = {"seconds_per_kernel": LAUNCH_SECONDS, "bytes_per_second": BANDWIDTH}
-    command = " ".join(["python -m benchmarks.gpu_ahead", *sys.argv[1:]])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        args.out,
-        {
-            "target": "NVIDIA H100 80GB HBM3",
-            "command": command,
-            "versions": versions,
-            "estimate": estimate,
-            "rows": rows,
-        },
-    )
+    save(args.out, PROGRAM, {"target": "NVIDIA H100 80GB HBM3", "estimate": estimate, "rows": rows})
 
 
-def main(args: list[str] | None = None) -> None:
-    """Parse the arguments and count; what is wrong is one line and exit status 2."""
-    try:
-        run(tyro.cli(Args, description=__doc__, args=args, prog="python -m benchmarks.gpu_ahead"))
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def main(argv: list[str] | None = None) -> None:
+    """See `run_command`."""
+    run_command(run, Args, PROGRAM, __doc__, argv)
 
 
 if __name__ == "__main__":

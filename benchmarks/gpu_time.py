@@ -19,23 +19,21 @@ import dataclasses
 import functools
 import pathlib
 import statistics
-import sys
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.env_throughput import describe_machine, describe_spread, list_versions
 from benchmarks.gpu_ahead import CASES, Case, Kernel, count_step, parse, reset_batch, seconds, total_bytes
+from benchmarks.report import RESULTS, describe_machine, describe_spread, run_command, save
 from perpjax import EnvConfig, PerpEnv, load_market
-from train.checkpoint import write_json
 
-RESULT = pathlib.Path(__file__).parent / "results" / "gpu_time.json"
+PROGRAM = "benchmarks.gpu_time"
+RESULT = RESULTS / "gpu_time.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,17 +139,6 @@ def show(timed: list[Timed], device: str) -> Table:
     return table
 
 
-def to_json(timed: list[Timed], constants: Constants | None) -> dict[str, Any]:
-    """Everything measured, sample by sample, and on what."""
-    return {
-        "command": " ".join(["python -m benchmarks.gpu_time", *sys.argv[1:]]),
-        "machine": describe_machine(),
-        "versions": list_versions(),
-        "fitted": constants._asdict() if constants else None,
-        "rows": [dataclasses.asdict(t) for t in timed],
-    }
-
-
 def run(args: Args) -> None:
     """Time all programs at all sizes, show and save.
 
@@ -178,18 +165,18 @@ def run(args: Args) -> None:
             f"Rollouts fit {constants.launch_seconds * 1e6:.2f} us a kernel and {constants.bandwidth / 1e12:.2f} TB/s, "
             f"to {constants.error:.0%}."
         )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, to_json(timed, constants))
+    result = {
+        "machine": describe_machine(),
+        "fitted": constants._asdict() if constants else None,
+        "rows": [dataclasses.asdict(t) for t in timed],
+    }
+    save(args.out, PROGRAM, result)
     console.print(f"saved to {args.out}")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Parse the arguments and measure; what is wrong is one line and exit status 2."""
-    try:
-        run(tyro.cli(Args, description=__doc__, args=args, prog="python -m benchmarks.gpu_time"))
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def main(argv: list[str] | None = None) -> None:
+    """See `run_command`."""
+    run_command(run, Args, PROGRAM, __doc__, argv)
 
 
 if __name__ == "__main__":

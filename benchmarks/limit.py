@@ -8,7 +8,8 @@
 Same semantics and same state as the environment in its default config, float32 throughout, called once per decision
 for all environments. It does what a compiler of arrays cannot: one record per environment and per lot, only lots that
 are held are touched, candles are read only where the bar reached one of a lot's levels, brackets only where a lot opens
-or settles and only up to the one that counts, features are scaled once and beforehand. Threads share the environments.
+or settles and only up to the one that counts, features are scaled once and beforehand. Numba's threads share the
+environments, as many as `numba.set_num_threads` says; few environments are done before a second thread has begun.
 What keeps it honest is `tests/test_limit.py`: the environment's own step, compared after every step.
 """
 
@@ -37,8 +38,6 @@ MOST_LOTS = 31
 """The slots that are held are the bits of an int32."""
 AHEAD, FETCHED = 4, 5 * CACHE_LINE
 """A bar is asked for so many environments before it is needed, an account twice as many; so many bytes of each."""
-FEW = 2048
-"""Fewer environments than this take less time than the threads need to start."""
 
 # Numba keeps float32 only where every operand is one: a literal 0.0 would make a double of its neighbours.
 ZERO, ONE, TWO, THIRD, FIFTH, INF = (np.float32(x) for x in (0, 1, 2, 1 / 3, 1 / 5, np.inf))
@@ -60,7 +59,7 @@ LOT = np.dtype(
 ACTION = np.dtype([("choice", "i4", len(MULTI_DISCRETE))])
 EPISODE = np.dtype([("return_", "f4"), ("length", "i4")] + [(n, "f4") for n in ("equity", "peak", "max_drawdown")])
 
-# OpenMP's threads spin between calls and stall whatever else runs, each other first.
+# Threads that sleep between calls. OpenMP's spin: they start at once, and until then stall whatever else runs.
 if numba.config.THREADING_LAYER == "default":
     numba.config.THREADING_LAYER = "workqueue"
 
@@ -687,7 +686,7 @@ def _step_some(accounts, views, episodes, last, last_views, market, rules, actio
 @numba.njit(parallel=True, boundscheck=False)
 def _step_all(accounts, views, episodes, last, last_views, market, rules, actions):
     n, parts = len(accounts), numba.get_num_threads()
-    if n < FEW or parts == 1:
+    if parts == 1:
         _step_some(accounts, views, episodes, last, last_views, market, rules, actions, 0, n)
         return
     for p in numba.prange(parts):

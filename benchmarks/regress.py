@@ -27,6 +27,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import run_command
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "perpjax"
 """All that the timed process needs of a commit."""
@@ -193,13 +195,8 @@ def show(args: Args, pairs: Iterator[Pair], console: Console) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the arguments and compare; what goes wrong is one message and exit status 2."""
-    try:
-        args = tyro.cli(Args, args=argv, prog="python -m benchmarks.regress", description=__doc__)
-        show(args, compare(args), Console())
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """See `run_command`."""
+    run_command(lambda args: show(args, compare(args), Console()), Args, "benchmarks.regress", __doc__, argv)
 
 
 if __name__ == "__main__":
