@@ -7,16 +7,16 @@
 The sides step the same number of environments on the same bars:
 
     limit        the bare step as a loop written by hand (`benchmarks/limit.py`), a call for every step; its threads
-                 sleep between calls, as Numba's own do
-    spinning     the same with OpenMP's threads, which keep their cores busy between calls: what the machine can do
-    limit        at most, if nothing else wants to use it
+                 are Numba's own, which sleep between calls
+    spinning     the same with OpenMP's threads, which keep their cores busy between calls: they start at once, but
+                 nothing else has those cores, not an agent either
     bare         `VecEnv(PerpEnv)`, a jitted `lax.scan` over the steps, its state donated, the environments
                  spread over `--devices` devices: XLA counts a CPU as one, and uses two cores of it badly
     auto-reset   `VecEnv(AutoReset(PerpEnv))`, with episodes of 672 bars that end at different times
     rival        TorchTrade (`benchmarks/rival.py`), which resets itself, a call for every step
 
-Each has a process of its own. Both limits use one thread or all, whichever is faster at that size. Ours with fewer than
-256 environments are started with NPROC=1, as a user would do it: XLA then has one thread and hands no kernel to
+Each side has a process of its own. Both limits use one thread or all, whichever is faster at that size. Ours with fewer
+than 256 environments are started with NPROC=1, as a user would do it: XLA then has one thread and hands no kernel to
 another, which costs so small a batch more than its arithmetic.
 
 The machine may be noisy, so the sides take turns, and a ratio is that of two neighbours: the median of all pairs, with
@@ -76,7 +76,7 @@ QUICK_ENVS = 4096
 BUSY = 0.5
 """Load of others above which to warn: torch's threads wait for each other; a core taken away has cost them tenfold."""
 ALONE = batching.MANY
-"""Fewer environments than so many are stepped by one thread in a process of their own."""
+"""Fewer environments of ours than so many are stepped by one thread."""
 COUNTED = "synthetic:signal"
 """The market of everything that is counted: five candles a bar, no mark."""
 
