@@ -8,19 +8,19 @@ The sides step the same number of environments on the same bars:
 
     limit        the bare step as a loop written by hand (`benchmarks/limit.py`), a call for every step; its threads
                  are Numba's own, which sleep between calls
-    spinning     the same with OpenMP's threads, which keep their cores busy between calls: they start at once, but
-                 nothing else has those cores, not an agent either
+    spinning     the same with OpenMP's threads, which spin for some milliseconds after a call: the next one starts at
+                 once, but until then nothing else has those cores, not an agent either
     bare         `VecEnv(PerpEnv)`, a jitted `lax.scan` over the steps, its state donated, the environments
                  spread over `--devices` devices: XLA counts a CPU as one, and uses two cores of it badly
     auto-reset   `VecEnv(AutoReset(PerpEnv))`, with episodes of 672 bars that end at different times
     rival        TorchTrade (`benchmarks/rival.py`), which resets itself, a call for every step
 
-Each side has a process of its own. Both limits use one thread or all, whichever is faster at that size. Ours with fewer
-than 256 environments are started with NPROC=1, as a user would do it: XLA then has one thread and hands no kernel to
-another, which costs so small a batch more than its arithmetic.
+Ours have a process, and so has each other side. The limits are timed with one thread and with all, and what is faster
+at that size counts. Ours with fewer than 256 environments are started with NPROC=1, as a user would do it: XLA then has
+one thread and hands no kernel to another, which costs so small a batch more than its arithmetic.
 
-The machine may be noisy, so the sides take turns, and a ratio is that of two neighbours: the median of all pairs, with
-quartiles. Actions are random and drawn beforehand: a lot is asked for on every second bar, more than a policy would.
+The machine may be noisy, so the sides take turns, and a ratio is that of two in the same turn: the median of all turns,
+with quartiles. Actions are random and drawn beforehand: a lot is asked for on every second bar, more than policies do.
 The limits and `bare` take the same steps from the same accounts, which have traded before; none of these ends on the
 way, since one that has ended costs nothing. Without the packages of the extra `bench`, limits and rival are left out.
 """
@@ -29,6 +29,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -69,8 +70,12 @@ from perpjax.orders import sample_action
 PROGRAM = "benchmarks.env_throughput"
 RESULT = RESULTS / "env_throughput.json"
 SIDES = ("limit", "spinning", "bare", "auto-reset", "rival")
+LIMITS = {"limit": "workqueue", "spinning": "omp"}
+"""Numba's names for their threads."""
 RATIOS = ("bare / limit", "bare / spinning", "auto-reset / rival")
-NEEDS = {"limit": "numba", "rival": "torchtrade"}
+DRAWING = "drawing "
+"""Before the name of whose actions are drawn."""
+NEEDS = {"limit": "numba", "spinning": "numba", "rival": "torchtrade"}
 """The package of the extra `bench` without which a side is left out."""
 QUICK_ENVS = 4096
 BUSY = 0.5
@@ -225,12 +230,12 @@ def make_ours(dataset: str, num_envs: int, devices: int) -> dict[str, Clock]:
     return {
         "bare": Trading.begin_bare(market, num_envs).clock(),
         "auto-reset": Trading.begin(AutoReset(PerpEnv(market)), num_envs, steps).clock(),
-        "drawing ours": clock(lambda: None, lambda _: draw_actions(jax.random.key(4), steps, num_envs)),
+        f"{DRAWING}ours": clock(lambda: None, lambda _: draw_actions(jax.random.key(4), steps, num_envs)),
     }
 
 
-def make_limit(dataset: str, num_envs: int) -> dict[str, Clock]:
-    """The limit, with one thread or with all, whichever is faster."""
+def make_limit(name: str, dataset: str, num_envs: int) -> dict[str, Clock]:
+    """A limit on one thread, and on all."""
     import numba
 
     from benchmarks.limit import Limit
@@ -238,17 +243,15 @@ def make_limit(dataset: str, num_envs: int) -> dict[str, Clock]:
     bare = Trading.begin_bare(load_market(dataset), num_envs)
     limit, start, rows = Limit(bare.env), VecEnv.by_row(bare.state), np.asarray(bare.actions)
 
-    def run(_: Any) -> None:
+    def run(threads: int) -> None:
+        numba.set_num_threads(threads)
         for row in rows:
             limit.step(row)
 
-    def try_with(threads: int) -> float:
-        numba.set_num_threads(threads)
-        return statistics.median(take_turns({"": time_limit}, 5)[""])
+    def on(threads: int) -> Clock:
+        return clock(lambda: limit.load(start), lambda _: run(threads))
 
-    time_limit = clock(lambda: limit.load(start), run)
-    numba.set_num_threads(min((1, numba.config.NUMBA_NUM_THREADS), key=try_with))
-    return {"limit": time_limit}
+    return {f"{name} on {n}": on(n) for n in dict.fromkeys((1, numba.config.NUMBA_NUM_THREADS))}
 
 
 def make_rival(dataset: str, num_envs: int) -> dict[str, Clock]:
@@ -259,7 +262,7 @@ def make_rival(dataset: str, num_envs: int) -> dict[str, Clock]:
     actions = rival.draw(steps)
     return {
         "rival": clock(lambda: None, lambda _: rival.run(actions)),
-        "drawing rival": clock(lambda: None, lambda _: rival.draw(steps)),
+        f"{DRAWING}rival": clock(lambda: None, lambda _: rival.draw(steps)),
     }
 
 
@@ -277,43 +280,47 @@ class Speeds:
     steps: int
     """Of every environment in one call."""
     seconds: Seconds
+    """A limit's by its number of threads: "limit on 2"."""
     drawing: Seconds
     """The same number of actions."""
 
-    def rate(self, side: str) -> float:
+    def samples(self, side: str) -> list[float]:
+        """Seconds of each turn, of a limit with the number of threads that is fastest; none if the side is missing."""
+        choices = [x for name, x in self.seconds.items() if name.partition(" on ")[0] == side]
+        return min(choices, key=statistics.median, default=[])
+
+    def rate(self, side: str) -> float | None:
         """Median, million steps/s."""
-        return self.num_envs * self.steps / statistics.median(self.seconds[side]) / 1e6
+        samples = self.samples(side)
+        return self.num_envs * self.steps / statistics.median(samples) / 1e6 if samples else None
 
     def ratios(self, sides: str) -> list[float]:
         """How many times as fast as the other one side is, turn by turn; none if one of them is missing."""
-        side, other = sides.split(" / ")
-        pairs = zip(self.seconds.get(side, []), self.seconds.get(other, []), strict=False)
+        pairs = zip(*map(self.samples, sides.split(" / ")), strict=False)
         return [theirs / mine for mine, theirs in pairs]
 
     def nanoseconds_to_draw(self, side: str) -> float:
-        """Median, for one action; of a name in `drawing`."""
+        """Median, for one action."""
         return statistics.median(self.drawing[side]) / (self.num_envs * self.steps) * 1e9
 
 
-def measure_speeds(args: Args, num_envs: int, missing: set[str]) -> Speeds:
+def measure_speeds(args: Args, num_envs: int, missing: dict[str, str]) -> Speeds:
     """All sides that there are, in turn."""
-    few = num_envs < ALONE
-    ours = functools.partial(make_ours, args.dataset, num_envs, 1 if few else args.devices)
-    limit, rival = (functools.partial(make, args.dataset, num_envs) for make in (make_limit, make_rival))
+    few, what = num_envs < ALONE, (args.dataset, num_envs)
     with contextlib.ExitStack() as processes:
 
-        def begin(make: Callable[[], dict[str, Clock]], **environment: str) -> dict[str, Clock]:
-            return processes.enter_context(Apart(make, **environment))
+        def begin(make: Callable[..., dict[str, Clock]], *args: Any, **environment: str) -> dict[str, Clock]:
+            return processes.enter_context(Apart(functools.partial(make, *args), **environment))
 
-        clocks = begin(ours, **({"NPROC": "1"} if few else {}))
-        if "limit" not in missing:
-            clocks |= begin(limit, NUMBA_THREADING_LAYER="workqueue")
-            clocks["spinning"] = begin(limit, NUMBA_THREADING_LAYER="omp")["limit"]
+        clocks = {}
+        for side, threads in LIMITS.items():
+            if side not in missing:
+                clocks |= begin(make_limit, side, *what, NUMBA_THREADING_LAYER=threads)
+        clocks |= begin(make_ours, *what, 1 if few else args.devices, **({"NPROC": "1"} if few else {}))
         if "rival" not in missing:
-            clocks |= begin(rival)
-        seconds = take_turns({side: clocks[side] for side in SIDES if side in clocks}, args.repeats)
-        drawing = {name: read for name, read in clocks.items() if name not in SIDES}
-        return Speeds(num_envs, count_steps(num_envs), seconds, take_turns(drawing, 3))
+            clocks |= begin(make_rival, *what)
+        draw = {name.removeprefix(DRAWING): clocks.pop(name) for name in list(clocks) if name.startswith(DRAWING)}
+        return Speeds(num_envs, count_steps(num_envs), take_turns(clocks, args.repeats), take_turns(draw, 3))
 
 
 # COUNT
@@ -492,9 +499,9 @@ def show_speeds(speeds: list[Speeds]) -> Table:
     for head in ("environments", *SIDES, *RATIOS):
         table.add_column(head, justify="right")
     for s in speeds:
-        rates = (f"{s.rate(side):.2f}" if side in s.seconds else "-" for side in SIDES)
         ratios = (s.ratios(pair) for pair in RATIOS)
-        table.add_row(f"{s.num_envs}", *rates, *(f"{statistics.median(r):.2f}" if r else "-" for r in ratios))
+        figures = *map(s.rate, SIDES), *(statistics.median(r) if r else None for r in ratios)
+        table.add_row(f"{s.num_envs}", *("-" if x is None else f"{x:.2f}" for x in figures))
     return table
 
 
@@ -513,12 +520,26 @@ def show_figures(figures: list[Figure]) -> Table:
     return table
 
 
+def find_missing() -> dict[str, str]:
+    """The sides that cannot be measured here, and why."""
+    missing = {}
+    for side, package in NEEDS.items():
+        if importlib.util.find_spec(package) is None:
+            missing[side] = f"it needs {package}: pip install -e '.[bench]'"
+    if "spinning" not in missing:
+        try:
+            importlib.import_module("numba.np.ufunc.omppool")
+        except ImportError as error:
+            missing["spinning"] = f"Numba finds no OpenMP here: {error}"
+    return missing
+
+
 def measure(args: Args) -> None:
     """Measure, count, show, save."""
     console, progress = Console(), Console(stderr=True)
-    missing = {side for side, package in NEEDS.items() if importlib.util.find_spec(package) is None}
-    for side in sorted(missing):
-        progress.print(f"no {side} without {NEEDS[side]}: pip install -e '.\\[bench]'")
+    missing = find_missing()
+    for side, why in missing.items():
+        progress.print(f"no {side}: {why}", markup=False)
     prepare_jax(args.devices)
     machine = describe_machine()
     if machine["load"] > BUSY:
@@ -537,7 +558,7 @@ def measure(args: Args) -> None:
     console.print(show_speeds(speeds), show_figures(figures))
     for name in speeds[0].drawing:
         drawn = [s.nanoseconds_to_draw(name) for s in speeds]
-        console.print(f"Not counted: {name}, {min(drawn):.0f} to {max(drawn):.0f} ns an action.")
+        console.print(f"Not counted: drawing an action of {name}, {min(drawn):.0f} to {max(drawn):.0f} ns.")
     if args.out:
         result = {
             "machine": machine,

@@ -8,8 +8,8 @@
 Same semantics and same state as the environment in its default config, float32 throughout, called once per decision
 for all environments. It does what a compiler of arrays cannot: one record per environment and per lot, only lots that
 are held are touched, candles are read only where the bar reached one of a lot's levels, brackets only where a lot opens
-or settles and only up to the one that counts, features are scaled once and beforehand. Numba's threads share the
-environments, as many as `numba.set_num_threads` says; few environments are done before a second thread has begun.
+or settles and only up to the one that counts, features are scaled once and beforehand. Threads share the environments,
+as many as `numba.set_num_threads` says: one is best for few, which are done before a second one has begun.
 What keeps it honest is `tests/test_limit.py`: the environment's own step, compared after every step.
 """
 
@@ -59,7 +59,7 @@ LOT = np.dtype(
 ACTION = np.dtype([("choice", "i4", len(MULTI_DISCRETE))])
 EPISODE = np.dtype([("return_", "f4"), ("length", "i4")] + [(n, "f4") for n in ("equity", "peak", "max_drawdown")])
 
-# Threads that sleep between calls. OpenMP's spin: they start at once, and until then stall whatever else runs.
+# Threads that sleep between calls. OpenMP's spin for a while: they start at once, but stall whatever else runs.
 if numba.config.THREADING_LAYER == "default":
     numba.config.THREADING_LAYER = "workqueue"
 

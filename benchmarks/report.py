@@ -34,10 +34,11 @@ def describe_spread(samples: list[float], digits: int) -> str:
 
 def describe_machine() -> dict[str, Any]:
     """What the figures are measured on, and how many processes it was running in the last minute."""
-    cpus = pathlib.Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
+    file = pathlib.Path("/proc/cpuinfo")
+    said = dict(re.findall(r"(.*?)\s*: (.*)", file.read_text())) if file.exists() else {}
+    parts = [f"{name} {said[name]}" for name in ("cpu family", "model") if name in said]
     return {
-        "processor": named.group(1) if named else platform.processor(),
+        "processor": ", ".join([said.get("model name", platform.processor()), *parts]),
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "system": platform.platform(),

@@ -1,7 +1,7 @@
 """Sides that are timed in turn, each in a process of its own.
 
-Libraries that share a process share its threads' cores, too: those of one spin, or are still asleep, while another is
-timed. A process of its own also has its own environment variables, which is how some of them are told about threads.
+Libraries that share a process share its pools of threads and its environment variables, which is how some of them are
+told about threads; a process of its own has its own.
 
     with ExitStack() as processes:
         clocks = processes.enter_context(Apart(make_this)) | processes.enter_context(Apart(make_that, NPROC="1"))
@@ -54,6 +54,7 @@ class Apart:
       environment: of the process, beside that of this one.
 
     Raises:
+      ValueError: as raised over there.
       OSError: the process ended; what it said is on its standard error, which is this one's.
     """
 
@@ -81,15 +82,21 @@ class Apart:
         try:
             for name in asked:
                 self.pipe.send(name)
-            return self.pipe.recv()
+            answer = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             raise OSError(f"a timed process ended with status {self.process.exitcode}; see above") from None
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
 
 
 def _serve(pipe: Connection, make: Callable[[], dict[str, Clock]]) -> None:
     """What `Apart` starts: says which clocks there are, then reads the one that it is asked for."""
-    clocks = make()
-    pipe.send(list(clocks))
-    while True:
-        pipe.send(clocks[pipe.recv()]())
+    try:
+        clocks = make()
+        pipe.send(list(clocks))
+        while True:
+            pipe.send(clocks[pipe.recv()]())
+    except ValueError as error:
+        pipe.send(error)

@@ -43,3 +43,10 @@ def test_a_ratio_is_that_of_neighbours():
     at_64, *others = compare_sides([speeds])
     assert at_64.samples == [2.0, 1.0, 0.5, 0.5] and at_64.met
     assert [(x.samples, x.met) for x in others] == [([], None)] * 3
+
+
+def test_a_limit_has_as_many_threads_as_are_fastest():
+    speeds = Speeds(1_000_000, 1, {"limit on 1": [4.0, 4.0, 9.0], "limit on 2": [5.0, 5.0, 1.0], "bare": [8.0] * 3}, {})
+    assert speeds.rate("limit") == 0.25
+    assert speeds.ratios("bare / limit") == [0.5, 0.5, 9 / 8]
+    assert speeds.rate("spinning") is None and speeds.ratios("bare / spinning") == []

@@ -221,9 +221,10 @@ def test_threads_do_not_change_anything(threads):
     all_ = Limit(env)
     all_.load(jax.tree.map(lambda x: x[rows], state))
     before = numba.get_num_threads()
-    numba.set_num_threads(threads)
     for action in draw_actions(np.random.default_rng(0), EnvConfig(), 20, ENVS):
+        numba.set_num_threads(1)
         few.step(action)
+        numba.set_num_threads(threads)
         all_.step(action[rows])
     numba.set_num_threads(before)
     for name in few.fields:

@@ -38,17 +38,26 @@ def test_clocks_run_in_a_process_with_an_environment_of_its_own():
     assert "PERPJAX_TEST" not in os.environ
 
 
-def fail() -> dict:
+def refuse() -> dict:
     raise ValueError("nothing to time")
 
 
-def end() -> dict:
-    return {"ends": lambda: os._exit(3)}
+def fail(at_once: bool = False) -> dict:
+    if at_once:
+        raise KeyError("a fault")
+    return {"ends": lambda: os._exit(3), "refuses": refuse}
 
 
-def test_a_process_that_fails_is_an_error(capfd):
-    with pytest.raises(OSError, match="ended with status 1"), Apart(fail):
+def test_what_is_refused_over_there_is_refused_here():
+    with pytest.raises(ValueError, match="nothing to time"), Apart(refuse):
         pass
-    assert "nothing to time" in capfd.readouterr().err
-    with Apart(end) as clocks, pytest.raises(OSError, match="ended with status 3"):
+    with Apart(fail) as clocks, pytest.raises(ValueError, match="nothing to time"):
+        clocks["refuses"]()
+
+
+def test_a_process_that_ends_is_an_error(capfd):
+    with pytest.raises(OSError, match="ended with status 1"), Apart(functools.partial(fail, at_once=True)):
+        pass
+    assert "a fault" in capfd.readouterr().err
+    with Apart(fail) as clocks, pytest.raises(OSError, match="ended with status 3"):
         clocks["ends"]()
