@@ -74,6 +74,15 @@ def test_an_honest_step_breaks_nothing(steps):
     assert broken(*steps) == set()
 
 
+def test_the_last_bar_of_the_market_is_checked_by_its_own_mark():
+    env = PerpEnv(crash_market(bars=800, seed=3), PARAMS, dataclasses.replace(CONFIG, episode_length=4))
+    state = reset(env, env.market.num_bars - 4)
+    while not (state.terminated | state.truncated):
+        before, state = state, step(env, state, jnp.asarray(order(1, size=0.5, leverage=2.0, stop=3.0)))
+        assert broken(env, before, state) == set()
+    assert state.t == env.market.num_bars and (state.account.lots.quantity > 0).any()
+
+
 FAULTS = [
     ({"obs": jnp.nan}, "all numbers finite"),
     ({"lot_stop": jnp.inf}, "all numbers finite"),

@@ -13,6 +13,7 @@ from markets import crash_market
 
 from perpjax import load_market
 from perpjax.audit import agreement, parity
+from perpjax.audit.agreement import Seen, disagreement, look
 from perpjax.audit.draws import CONFIGS, draw_actions
 from perpjax.audit.parity import NOTHING, Outcome, compare, compare_episodes, main
 from perpjax.data import build_market
@@ -20,6 +21,8 @@ from perpjax.data.contract import read_table
 from perpjax.env import PerpEnv
 from perpjax.market import Market
 from perpjax.params import EnvConfig, EnvParams
+from perpjax.reference import Twin, step_like
+from perpjax.state import Lots
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -94,6 +97,32 @@ def test_a_hundred_thousand_bars():
     assert outcome.disagreements == () and outcome.steps == length
     assert max(outcome.wallet_error, outcome.equity_error) <= 1e-5
     assert outcome.events["opened"] > 2_000 and states.account.ledger.funding[-1, 0] != 0
+
+
+@pytest.mark.parametrize(
+    "rounded, found", [(0.0, ""), (5e-7, ""), (-5e-7, ""), (3e-6, "realised"), (-3e-6, "realised")]
+)
+def test_what_an_exit_leaves_of_a_margin_is_as_rounded_as_the_margin(rounded, found):
+    """Funding took most of the margin, and a stop, far beyond it, the rest."""
+    market = crash_market(bars=800, seed=3)
+    env, t, tick_value = PerpEnv(market, config=EnvConfig(episode_length=50)), 700, market.instrument.tick_value
+    price, quantity = market.bar(t).open[0], 1000.0
+    lot = {"side": -1.0, "quantity": quantity, "entry": jnp.round(price / 2), "leverage": 1.0, "margin": 7.0,
+           "stop": price, "target": 1.0, "liquidation": 4 * price, "age": 3}  # fmt: skip
+    state = env.reset(jax.random.key(0), t)
+    lots = Lots(**{name: getattr(state.account.lots, name).at[0].set(x) for name, x in lot.items()})
+    state = state.replace(account=state.account.replace(lots=lots))
+    after = jax.jit(env.step)(state, jnp.zeros(5, jnp.int32))
+    seen = Seen(jax.tree.map(lambda a, b: np.stack([a, b]), *map(parity.to_host, (state, after))))
+    twin = Twin(agreement.twin_market(market), agreement.twin_params(env.params, env.config))
+    posted = quantity * float(lots.entry[0] * tick_value)
+    margins = np.asarray(lots.margin, np.float64) + rounded * posted * np.eye(len(lots.margin))[0]
+    twin.load(t=t, end=int(state.end), wallet=seen.wallet[0], lots=vars(lots.replace(margin=margins)))
+    before = look(twin)
+    step_like(twin, np.zeros(5, int), lambda twin: not disagreement(twin, seen, 1, before))
+    why = disagreement(twin, seen, 1, before)
+    assert twin.state.ledger.stopped == 1 and twin.state.ledger.realised == -margins[0]
+    assert why.partition(":")[0] == found
 
 
 # What is wrong with the simulator is found: here the twin is told one number a little differently.

@@ -10,6 +10,7 @@ from perpjax.market import Market
 from perpjax.orders import Verdict
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import Lot, Twin, TwinMarket, TwinParams, step_like
+from perpjax.reference.outputs import profit
 from perpjax.state import EVENTS, State
 
 LEVELS = ("side", "quantity", "entry", "stop", "target", "liquidation", "age")
@@ -96,13 +97,17 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
         if lot and abs(lot.margin - margin) > MARGIN * margin_scale(lot, twin):
             return f"margin: {lot.margin} and {margin}"
     moved = [after - then for after, then in zip(read_money(twin), before.money, strict=True)]
+    margins = sum(margin_scale(lot, twin) for lot in before.lots if lot)
+    emptied = emptied_margins(twin, before, moved[MONEY.index("funding")])
     for name, own, after, then in zip((*MONEY, "wallet"), moved, seen.money[row], seen.money[row - 1], strict=True):
         # Gains of several exits may cancel: they are taken to be of up to 2 % of what was traded.
         size = abs(own) + 0.02 * moved[MONEY.index("traded_notional")]
         if name == "fees":  # an exit's fee may be what its loss has left of the margin
             size += abs(moved[MONEY.index("realised")])
+        if name in ("fees", "realised"):
+            size += emptied * MARGIN / POSTED
         if name in ("funding", "liquidation_losses", "wallet"):  # they may take all that is left of a margin
-            size += before.margins * MARGIN / POSTED + sum(map(abs, moved[:4]))
+            size += margins * MARGIN / POSTED + sum(map(abs, moved[:4]))
         if abs(own - (after - then)) > POSTED * size + 1e-10 * twin.params.initial_equity:
             return f"{name}: moved by {own} and {after - then}"
     return ""
@@ -113,8 +118,8 @@ class Before(NamedTuple):
 
     money: list[float]
     """The ledger's sums and the wallet."""
-    margins: float
-    """What the lots' margins are rounded against."""
+    lots: list[Lot | None]
+    """The twin's, which a step of a copy leaves alone."""
 
 
 def margin_scale(lot: Lot, twin: Twin) -> float:
@@ -122,9 +127,27 @@ def margin_scale(lot: Lot, twin: Twin) -> float:
     return max(lot.margin, lot.quantity * lot.entry * twin.market.tick_value / lot.leverage)
 
 
+def emptied_margins(twin: Twin, before: Before, funding: float) -> float:
+    """What the margins are rounded against of the lots whose exit took all that was left of them.
+
+    Their loss, or their fee, is what was left, and so has the rounding of the margin and not only its own.
+
+    Args:
+      funding: paid in the step; before its exit a lot had at least its margin of before less that.
+    """
+    tick_value, size = twin.market.tick_value, 0.0
+    for event in twin.state.events:
+        lot = before.lots[event[1]] if len(event) == 3 else None  # an exit: how, slot, fill
+        if lot:
+            fee = twin.params.taker_fee * lot.quantity * event[2] * tick_value
+            if profit(lot, event[2], tick_value) - fee <= max(funding, 0.0) - lot.margin:
+                size += margin_scale(lot, twin)
+    return size
+
+
 def look(twin: Twin) -> Before:
     """What `disagreement` needs to know of the state before a step."""
-    return Before(read_money(twin), sum(margin_scale(lot, twin) for lot in twin.state.lots if lot))
+    return Before(read_money(twin), twin.state.lots)
 
 
 def read_money(twin: Twin) -> list[float]:

@@ -46,7 +46,7 @@ def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Arra
     lots, ledger = after.account.lots, after.account.ledger
     wallet, held = after.account.wallet, lots.quantity > 0
     tick_value = market.instrument_at(after.instrument).tick_value
-    mark = market.bar(after.t).mark_before
+    mark = market.bar(before.t).mark_close[-1]  # there may be no bar at after.t
     account = jnp.maximum(jnp.maximum(before.account.wallet, before.equity), wallet)
     moved = jnp.sum(lots.quantity * jnp.abs(mark - lots.entry)) * tick_value
     size = jnp.maximum(params.initial_equity, account) + moved
