@@ -116,7 +116,7 @@ class Market:
     feature_names: tuple[str, ...]
 
     def bar(self, t: Int[Array, ""]) -> Bar:
-        """Bar t, cut out in one piece."""
+        """Bar t, cut out in one piece; t is 0 .. N - 1, and not checked."""
         return self.packed_bar(t, jnp.zeros_like(t, bool)).unpack()
 
     def packed_bar(self, t: Int[Array, "..."], halted: Bool[Array, "..."]) -> PackedBar:
