@@ -29,7 +29,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -495,9 +494,10 @@ def count_everything(repeats: int, tell: Callable[[str], None]) -> list[Figure]:
 
 def show_speeds(speeds: list[Speeds]) -> Table:
     """Million steps/s, a line for every batch size."""
-    table = Table(title="Million steps/s (medians)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for head in ("environments", *SIDES, *RATIOS):
-        table.add_column(head, justify="right")
+    title = "Million steps/s (medians)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for head in ("envs", *SIDES, *RATIOS):
+        table.add_column(head.replace("-", "-\n"), justify="right")  # to fit into 80 columns
     for s in speeds:
         ratios = (s.ratios(pair) for pair in RATIOS)
         figures = *map(s.rate, SIDES), *(statistics.median(r) if r else None for r in ratios)
