@@ -25,16 +25,13 @@ The limits and `bare` take the same steps from the same accounts, which have tra
 way, since one that has ended costs nothing. Without the packages of the extra `bench`, limits and rival are left out.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import importlib.util
-import multiprocessing
 import os
 import pathlib
 import statistics
-import time
 import unittest.mock
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -381,28 +378,26 @@ def cost_of_size(market: Market, repeats: int, sizes: tuple[int, int] = (4096, 2
     return [b / a for a, b in zip(small, large, strict=True)]
 
 
-def seconds_to_compile(repeats: int) -> dict[str, list[float]]:
+def seconds_to_compile(repeats: int) -> Seconds:
     """Of a bare rollout and one with auto-reset, in turns, each in a process of its own: one that has compiled much
     compiles more slowly."""
-    seconds: dict[str, list[float]] = {"bare": [], "auto-reset": []}
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as fresh:
-        for _ in range(repeats):
-            for name, samples in seconds.items():
-                samples.append(fresh.submit(compile_rollout, name).result())
+    seconds: Seconds = {"bare": [], "auto-reset": []}
+    for _ in range(repeats):
+        for name, samples in seconds.items():
+            with Apart(functools.partial(make_compiler, name)) as clocks:
+                samples.append(clocks["compile"]())
     return seconds
 
 
-def compile_rollout(name: str, num_envs: int = 4096, steps: int = 128) -> float:
-    """Seconds, tracing included."""
-    jax.config.update("jax_enable_compilation_cache", False)
+def make_compiler(name: str, num_envs: int = 4096, steps: int = 128) -> dict[str, Clock]:
+    """Traces and compiles a rollout."""
+    prepare_jax(devices=1)
     env = PerpEnv(load_market(COUNTED))
     env = AutoReset(env) if name == "auto-reset" else env
     state = reset_all(env, num_envs)
     actions = draw_actions(jax.random.key(1), steps, num_envs)
-    began = time.perf_counter()
-    jax.jit(step_all, donate_argnums=1).lower(env, state, actions).compile()
-    return time.perf_counter() - began
+    rollout = jax.jit(step_all, donate_argnums=1)
+    return {"compile": clock(lambda: (env, state, actions), lambda args: rollout.lower(*args).compile())}
 
 
 def count_traces(market: Market, other: Market) -> int:

@@ -8,6 +8,7 @@ told about threads; a process of its own has its own.
         seconds = take_turns(clocks, repeats=11)
 """
 
+import functools
 import multiprocessing
 import os
 import time
@@ -68,14 +69,11 @@ class Apart:
         with unittest.mock.patch.dict(os.environ, self.environment):
             self.process.start()
         self.theirs.close()  # or its end would not be seen here
-        return {name: self._asking(name) for name in self._hear()}
+        return {name: functools.partial(self._hear, name) for name in self._hear()}
 
     def __exit__(self, *_: Any) -> None:
         self.process.terminate()
         self.process.join()
-
-    def _asking(self, name: str) -> Clock:
-        return lambda: self._hear(name)
 
     def _hear(self, *asked: str) -> Any:
         """The answer to what is asked, if anything is."""

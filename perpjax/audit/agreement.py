@@ -97,7 +97,6 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
         if lot and abs(lot.margin - margin) > MARGIN * margin_scale(lot, twin):
             return f"margin: {lot.margin} and {margin}"
     moved = [after - then for after, then in zip(read_money(twin), before.money, strict=True)]
-    margins = sum(margin_scale(lot, twin) for lot in before.lots if lot)
     emptied = emptied_margins(twin, before, moved[MONEY.index("funding")])
     for name, own, after, then in zip((*MONEY, "wallet"), moved, seen.money[row], seen.money[row - 1], strict=True):
         # Gains of several exits may cancel: they are taken to be of up to 2 % of what was traded.
@@ -107,7 +106,7 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
         if name in ("fees", "realised"):
             size += emptied * MARGIN / POSTED
         if name in ("funding", "liquidation_losses", "wallet"):  # they may take all that is left of a margin
-            size += margins * MARGIN / POSTED + sum(map(abs, moved[:4]))
+            size += before.margins * MARGIN / POSTED + sum(map(abs, moved[:4]))
         if abs(own - (after - then)) > POSTED * size + 1e-10 * twin.params.initial_equity:
             return f"{name}: moved by {own} and {after - then}"
     return ""
@@ -118,6 +117,8 @@ class Before(NamedTuple):
 
     money: list[float]
     """The ledger's sums and the wallet."""
+    margins: float
+    """What the lots' margins are rounded against."""
     lots: list[Lot | None]
     """The twin's, which a step of a copy leaves alone."""
 
@@ -147,7 +148,8 @@ def emptied_margins(twin: Twin, before: Before, funding: float) -> float:
 
 def look(twin: Twin) -> Before:
     """What `disagreement` needs to know of the state before a step."""
-    return Before(read_money(twin), twin.state.lots)
+    lots = twin.state.lots
+    return Before(read_money(twin), sum(margin_scale(lot, twin) for lot in lots if lot), lots)
 
 
 def read_money(twin: Twin) -> list[float]:
