@@ -543,6 +543,12 @@ def test_wrong_usage_is_one_line(module, capsys, function, dataset, message):
     assert out == "" and message in err and err.startswith("error: ") and err.count("\n") == 1
 
 
+def test_a_negative_seed_is_one_line(module, capsys):
+    assert main(["my_features:honest", "--dataset", SYNTHETIC, "--seed", "-1"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: seed is -1; it must be an integer in [0, ") and err.count("\n") == 1
+
+
 def test_a_missing_option_is_wrong_usage(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["core"])

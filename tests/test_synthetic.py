@@ -78,6 +78,15 @@ def test_the_markets_do_not_share_their_noise():
     assert abs(correlation) < 4 / np.sqrt(len(a))
 
 
+@pytest.mark.parametrize("seed, other", [(2**32, "martingale"), (2**33, "crash")])
+def test_no_seed_gives_the_noise_of_another_market(seed, other):
+    """Without care the words of (2^32, signal) are those of (0, martingale), and zeros."""
+    quiet = dict(jumps_per_day=0.0, slow_spread=0.0, fast_spread=0.0, volatility=0.5, bars=40)
+    one = synthetic_tables("signal", seed=seed, drift=0.0, **quiet).candles
+    for name, low in ((other, 0), ("signal", 0)):
+        assert one["volume"] != synthetic_tables(name, seed=low, **quiet).candles["volume"]
+
+
 @pytest.mark.parametrize("bars", [1, 2, 33, 700])
 @pytest.mark.parametrize("name", NAMES)
 def test_short_markets_exist(name, bars):

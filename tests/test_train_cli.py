@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from perpjax import AutoReset
 from train.checkpoint import CHECKPOINT, load_learner
-from train.config import Config
-from train.main import main, make_env
+from train.config import Config, ParamArgs
+from train.main import main, make_env, summarise
 
 TINY = ("--num-envs", "16", "--num-steps", "8", "--hidden", "8", "--env.max-lots", "2", "--env.episode-length", "96")
 STEPS = ("--total-steps", str(16 * 8 * 3 + 5))
@@ -105,6 +107,15 @@ def refused(capsys, *args: str) -> str:
         (["--hidden", "8", "0"], ["hidden", "0"]),
         (["--max-grad-norm", "inf"], ["max_grad_norm", "inf"]),
         (["--seed", str(2**70)], ["seed", str(2**70)]),
+        (["--num-envs", str(10**12)], ["num_envs", str(10**12), "int32"]),
+        (["--num-steps", str(10**12)], ["num_steps", str(10**12), "int32"]),
+        (["--num-envs", str(2**31), "--num-steps", "1"], ["num_envs", str(2**31), "int32"]),
+        (["--total-steps", str(10**19)], ["total_steps", str(10**19), "int32"]),
+        (["--epochs", str(10**12), *STEPS], ["epochs", str(10**12), "int32"]),
+        (["--hidden", "16385"], ["hidden", "16385", "16384"]),
+        (["--hidden", str(10**12)], ["hidden", str(10**12)]),
+        (["--params.max-hold", str(2**30 + 1)], ["max_hold", str(2**30 + 1)]),
+        (["--params.max-hold", str(10**400)], ["max_hold", "inf"]),
         (["--env.actions", "box5"], ["box5", "multi_discrete"]),
         (["--params.taker-fee", "0.5"], ["taker_fee", "0.5", "0.1"]),
         (["--params.max-leverage", "nan"], ["max_leverage", "nan"]),
@@ -122,6 +133,66 @@ def test_wrong_values_are_one_line(capsys, tmp_path, monkeypatch, args, says):
         assert words in line
     # Nothing was begun.
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "good, bad, says",
+    [
+        # 4 minibatches of each update: the optimiser's steps.
+        (dict(total_steps=2**31 - 1), dict(total_steps=2**31), "optimiser"),
+        # One environment alone: its steps, and so its episodes.
+        (
+            dict(num_envs=1, num_minibatches=1, num_steps=8, total_steps=2**31 - 1),
+            dict(num_envs=1, num_minibatches=1, num_steps=8, total_steps=2**31),
+            "of each of the num_envs 1",
+        ),
+        # 672 + 32 bars of each environment may end in an update.
+        (
+            dict(num_envs=3_050_402, num_steps=32, num_minibatches=1, total_steps=10**9),
+            dict(num_envs=3_050_403, num_steps=32, num_minibatches=1, total_steps=10**9),
+            "episodes that end",
+        ),
+        (dict(hidden=(2**14,)), dict(hidden=(2**14 + 1,)), "hidden"),
+        (dict(params=ParamArgs(max_hold=2**30)), dict(params=ParamArgs(max_hold=2**30 + 1)), "max_hold"),
+    ],
+)
+def test_what_the_counters_hold(good, bad, says):
+    few = dict(num_envs=4, num_steps=1, num_minibatches=4, epochs=1)
+    Config(**few | good)
+    with pytest.raises(ValueError, match=says):
+        Config(**few | bad)
+
+
+def test_steps_of_the_metrics_are_counted_by_the_host():
+    config = Config(num_envs=2**20, num_steps=32, num_minibatches=1, total_steps=2**44)
+    line = summarise({"episodes": np.int32(0)}, config.num_updates, config)
+    assert line["steps"] == 2**44 and json.loads(json.dumps(line)) == line
+
+
+def test_every_seed_is_its_own_run(tmp_path, monkeypatch):
+    """Seeds that agree in their low 32 bits begin with other keys and other parameters."""
+
+    class BegunError(Exception):
+        pass
+
+    def stop(env, state, config, updates):
+        raise BegunError(jax.random.key_data(state.key), jax.tree.leaves(state.learner.params)[1])
+
+    monkeypatch.setattr("train.main.compile_training", stop)
+    begun = []
+    for i, seed in enumerate((0, 2**32, -1, 2**32 - 1)):
+        with pytest.raises(BegunError) as caught:
+            main([*TINY, *STEPS, "--dataset", SMALL_DATA, "--run-dir", str(tmp_path / str(i)), "--seed", str(seed)])
+        begun.append([x.tobytes() for x in map(np.asarray, caught.value.args)])
+    assert all(len(set(kind)) == 4 for kind in zip(*begun, strict=True))
+
+
+@pytest.mark.parametrize("option, value", [("--env.max-lots", 1025), ("--env.episode-length", 2**31)])
+def test_a_choice_out_of_range_is_told_by_the_parser(capsys, option, value):
+    with pytest.raises(SystemExit) as caught:
+        main([*TINY, option, str(value)])
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and f"= {value} is not an integer" in err and "Traceback" not in err
 
 
 def test_a_dataset_of_garbage_is_one_line(capsys, tmp_path):

@@ -15,6 +15,7 @@ import tyro
 from jaxtyping import Array
 
 from perpjax import AutoReset, EnvParams, Market, PerpEnv, State, load_market
+from perpjax._seed import seed_key
 from train.checkpoint import save_learner, write_json
 from train.config import Config, Settings
 from train.display import Display, print_results
@@ -83,7 +84,7 @@ def learn(
     """
     display.stage("compiling")
     env = AutoReset(env)
-    state = jax.jit(init_train, static_argnums=1)(env, config, jax.random.key(config.seed))
+    state = jax.jit(init_train, static_argnums=1)(env, config, seed_key(config.seed))
     step = compile_training(env, state, config, config.chunk)
     began, update = time.monotonic(), 0
     while update < config.num_updates and not interrupted():

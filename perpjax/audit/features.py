@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from perpjax._grid import BAR_MS, FIRST_DECISION
+from perpjax._seed import check_seed, seed_words
 from perpjax.audit.alterations import ALTERATIONS, Series, make_gaps
 from perpjax.audit.report import Audit, Item, Movement
 from perpjax.data import grid as gr
@@ -92,8 +93,9 @@ def audit_features(
     Raises:
       DataError: candles or funding break the contract or are too few; the function raises or does not return such a
         table; the message says on which input.
-      ValueError: a cut outside the data.
+      ValueError: a cut outside the data, or a negative seed.
     """
+    seed = check_seed(seed)
     fn = core_features if fn == "core" else fn
     if not callable(fn):
         raise ValueError(f'fn = {fn!r} is neither "core" nor a function (bars, funding) -> Table')
@@ -116,7 +118,7 @@ def audit_features(
     ]
     found: dict[str, Movement] = {}
     for i, trial in enumerate(track(trials)):
-        for name, movement in run_trial(fn, trial, np.random.default_rng([seed, i])):
+        for name, movement in run_trial(fn, trial, np.random.default_rng(seed_words(seed, i))):
             if name not in found or found[name].ahead < movement.ahead:
                 found[name] = movement
     # Last, so that a function that remembers its earlier calls is found out too.

@@ -55,6 +55,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from perpjax._seed import seed_words
 from perpjax.data.contract import CANDLES, FUNDING, MARK
 from perpjax.data.synthetic_crash import (
     CrashParameters,
@@ -130,7 +131,7 @@ def synthetic_tables(name: str, seed: int = 0, bars: int = YEAR_BARS, **paramete
 
     Args:
       name: one of `NAMES`.
-      seed: any non-negative integer.
+      seed: any non-negative integer; each gives its own market.
       bars: number of 15-minute bars, N.
       parameters: instead of the defaults in the market's own dataclass: `SignalParameters`,
         `MartingaleParameters`, `CrashParameters`.
@@ -154,7 +155,7 @@ def synthetic_tables(name: str, seed: int = 0, bars: int = YEAR_BARS, **paramete
     for key in parameters.keys() - set(known):
         raise ValueError(f"synthetic market {name} has no parameter {key!r}; it has {', '.join(known)}")
     p = _PARAMETERS[name](**parameters)
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, NAMES.index(name)])))
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed_words(int(seed), NAMES.index(name)))))
 
     sigma = draw_volatility(rng, p, bars * CANDLES_PER_BAR)
     jumps = draw_jumps(rng, p, len(sigma))
