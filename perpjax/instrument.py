@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,8 @@ class Instrument:
         `maintenance_fee_rate`: to change a rate build another instrument.
 
     Raises:
-      ValueError: for a value out of range, or brackets that are not contiguous, continuous and increasing.
+      ValueError: for a value out of range, for brackets that are not contiguous, continuous and increasing, or for
+        one whose maintenance, fee included, is not below the margin at its maximum leverage.
     """
 
     symbol: str = "BTCUSDT"
@@ -82,14 +84,14 @@ class Instrument:
 
     def __post_init__(self):
         for name in ("tick_size", "step_size", "max_quantity", "min_notional"):
-            value = float(getattr(self, name))
+            value = _exact(getattr(self, name)).item()
             if not (math.isfinite(value) and (value > 0 or (value == 0 and name == "min_notional"))):
                 raise ValueError(f"instrument {self.symbol}: {name} must be a finite positive number, not {value}")
             object.__setattr__(self, name, value)
-        fee = float(self.maintenance_fee_rate)
-        if not 0 <= fee < 0.1:
+        fee = _exact(self.maintenance_fee_rate).item()
+        if not 0 <= np.float32(fee) < np.float32(0.1):
             raise ValueError(f"instrument {self.symbol}: maintenance_fee_rate {fee} is not a fraction in [0, 0.1)")
-        brackets = np.asarray(self.brackets, np.float64)
+        brackets = _exact(self.brackets)
         _check_brackets(self.symbol, brackets, fee)
         # 120 / 0.001 is 119999.99999999999: a part in 10^9 of a step is rounding, not quantity.
         steps = math.floor(self.max_quantity / self.step_size * (1 + 1e-9))
@@ -113,6 +115,18 @@ class Instrument:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
 
 
+def _exact(value: Any) -> Float[np.ndarray, "..."]:
+    """The numbers as float64; those of a device, float32, as the shortest decimals that round to them.
+
+    So an instrument that comes back from a device is the one that went there: 0.001 and not 0.0010000000475, with which
+    120 is less than 120 000 steps.
+    """
+    host = np.asarray(value)
+    if host.dtype != np.float32:
+        return host.astype(np.float64)
+    return np.array([float(str(x)) for x in host.ravel()]).reshape(host.shape)
+
+
 def _check_brackets(symbol: str, brackets: np.ndarray, fee: float) -> None:
     """Raise unless maintenance(notional) is one continuous, increasing, convex line over all brackets."""
     if brackets.ndim != 2 or brackets.shape[1] != 5 or not len(brackets) or not np.isfinite(brackets).all():
@@ -128,6 +142,10 @@ def _check_brackets(symbol: str, brackets: np.ndarray, fee: float) -> None:
         (leverage < 1, "its max leverage is below 1"),
         (np.diff(rate, prepend=0.0) <= 0, "its maintenance rate is not above that of the row before"),
         (rate + fee >= 1, "its maintenance rate and fee reach 1"),
+        (
+            (rate + fee) * leverage >= 1,
+            f"at its max leverage maintenance, with a fee of {fee:g}, takes all of the margin",
+        ),
         # cum_n = cum_{n-1} + floor_n (rate_n - rate_{n-1}): Binance FAQ, maintenance is continuous at the edges.
         (
             np.abs(np.diff(amount, prepend=0.0) - floor * np.diff(rate, prepend=0.0)) > 1e-6 * np.maximum(amount, 1),

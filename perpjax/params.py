@@ -1,7 +1,7 @@
 """The numbers `vmap` may vary (EnvParams) and the choices that shape the program (EnvConfig)."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -71,23 +71,44 @@ class EnvParams:
         for name, (dtype, lowest, highest, meaning) in RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, jax.core.Tracer):
-                host = np.asarray(value, np.float64)
-                bad = ~((host >= lowest) & (host <= highest))
-                if dtype == jnp.int32:
-                    bad |= host != np.round(host)
-                if bad.any():
-                    raise ValueError(
-                        f"EnvParams.{name} = {host[bad].flat[0]:g} is not "
-                        f"{'an integer ' if dtype == jnp.int32 else ''}in [{lowest:g}, {highest:g}]. {meaning}"
-                    )
+                _check_range(name, value, dtype, lowest, highest, meaning)
             # A Python float would be a weakly typed leaf, and a second trace.
             object.__setattr__(self, name, jnp.asarray(value, dtype))
+
+
+def _check_range(name: str, value: Any, dtype: Any, lowest: float, highest: float, meaning: str) -> None:
+    """Raise unless every number is in the range; both sides are compared in the field's own dtype.
+
+    In float64 a bound of 0.1 lies below the float32 of 0.1, and a value read back from the device would be refused.
+    """
+    try:
+        host = np.asarray(value, np.float64)
+    except OverflowError:  # an integer beyond float64
+        host = np.asarray(np.inf if value > 0 else -np.inf)
+    whole = dtype == jnp.int32
+    with np.errstate(over="ignore"):
+        held, low, high = (np.asarray(x, np.float64 if whole else dtype) for x in (host, lowest, highest))
+    bad = ~((held >= low) & (held <= high))
+    if whole:
+        bad |= host != np.round(host)
+    if bad.any():
+        raise ValueError(
+            f"EnvParams.{name} = {host[bad].flat[0]:.12g} is not {'an integer ' if whole else ''}"
+            f"in [{lowest:g}, {highest:g}]. {meaning}"
+        )
 
 
 Actions = Literal["box5", "multi_discrete"]
 Intrabar = Literal["nearest", "pessimistic", "optimistic"]
 Reward = Literal["log_return", "shaped"]
 Opposite = Literal["refuse", "close"]
+
+
+CONFIG_LIMITS = {
+    "max_lots": (1024, "A step's program and its packed counts grow with the slots."),
+    "episode_length": (2**30, "The clock is an int32, and so is the last bar of an episode."),
+}
+"""The highest number of slots and of bars, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +120,12 @@ class EnvConfig:
         floats in [-1, 1]).
       intrabar: which of several levels reached inside one candle counts, where the candle does not say.
       reward: "log_return" of equity, or "shaped" with penalties.
-      opposite: what a `box5` direction against the lots held means: refused NO_HEDGE, or a close.
-      max_lots: slots of the account.
-      episode_length: bars until truncation.
+      opposite: what a direction against the lots held means: an order that is refused NO_HEDGE, or a close.
+      max_lots: slots of the account, at most 1024.
+      episode_length: bars until truncation, at most 2^30.
+
+    Raises:
+      ValueError: naming the field, the value and the range.
     """
 
     actions: Actions = "multi_discrete"
@@ -116,7 +140,7 @@ class EnvConfig:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"EnvConfig.{name} = {getattr(self, name)!r} is not one of {get_args(kind)}")
-        for name in ("max_lots", "episode_length"):
+        for name, (highest, why) in CONFIG_LIMITS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"EnvConfig.{name} = {value!r} is not a positive integer")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
+                raise ValueError(f"EnvConfig.{name} = {value!r} is not an integer in [1, {highest}]. {why}")

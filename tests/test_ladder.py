@@ -224,7 +224,11 @@ def test_finished_runs_are_kept(tmp_path, monkeypatch):
 
 def test_wrong_values_are_one_line(tmp_path, capsys):
     (tmp_path / "results.json").write_text("[]")
+    Settings(seeds=1000)
     for args, says in ((["--seeds", "0"], "seeds is 0"), (["--out", str(tmp_path)], str(tmp_path)),
+                       (["--seeds", "1001"], "seeds is 1001"),
+                       (["--seeds", str(10**19)], f"seeds is {10**19}"),
+                       (["--total-steps", str(10**19), "--out", str(tmp_path / "x")], "int32"),
                        (["--total-steps", "7", "--out", str(tmp_path / "x")], "total_steps is 7")):  # fmt: skip
         with pytest.raises(SystemExit) as caught:
             main(args)

@@ -9,10 +9,15 @@ import numpy as np
 import tyro
 
 from perpjax import EnvConfig, EnvParams
+from perpjax._seed import check_seed
 from perpjax.params import RANGES
 
 ROWS_PER_MINIBATCH = 8192
 """Rows of a minibatch when their number is left to us: about what stays in cache."""
+COUNT = 2**31 - 1
+"""The largest count on the device, an int32."""
+WIDTH = 2**14
+"""The largest width of a layer: a kernel between two of them is 1 GiB."""
 
 # EnvParams holds device arrays; the command line wants plain numbers with the same names and defaults.
 ParamArgs = dataclasses.make_dataclass(
@@ -47,7 +52,7 @@ class Settings:
     total_steps: int = 15_000_000
     """Environment steps, over all environments; rounded down to whole updates."""
     seed: int = 0
-    """Of everything random: equal seeds give equal runs on one machine."""
+    """Of everything random, 64 bits: equal seeds give equal runs on one machine, different seeds different ones."""
     run_dir: pathlib.Path | None = None
     """Where results go; default runs/<dataset>-seed<seed>-<time>."""
 
@@ -101,18 +106,27 @@ class Config(Settings):
 
         for name in ("num_envs", "num_steps", "epochs", "total_steps"):
             need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        need(-(2**63) <= self.seed < 2**63, f"seed is {self.seed}; it must fit 64 bits")
+        check_seed(self.seed, low=-(2**63))
         for name, low, high in (("gamma", 0, 1), ("gae_lambda", 0, 1), ("clip", 0, 1), ("learning_rate", 0, 1)):
             need(low <= getattr(self, name) <= high, f"{name} is {getattr(self, name)}; it must lie in [{low}, {high}]")
         for name in ("entropy_coef", "value_coef", "max_grad_norm", "obs_noise", "weight_decay"):
             value = getattr(self, name)
             need(math.isfinite(value) and value >= 0, f"{name} is {value}; it must be a finite number of at least 0")
-        need(all(w >= 1 for w in self.hidden), f"hidden is {self.hidden}; every width must be at least 1")
+        need(
+            all(1 <= w <= WIDTH for w in self.hidden),
+            f"hidden is {self.hidden}; every width must be at least 1 and at most {WIDTH}",
+        )
         need(
             self.env.actions == "multi_discrete",
             f"env.actions is {self.env.actions}; the trainer's policy is a multi_discrete one",
         )
         batch = self.num_envs * self.num_steps
+        bars = self.num_envs * (self.env.episode_length + self.num_steps)
+        need(
+            bars <= COUNT,
+            f"num_envs {self.num_envs} x (env.episode_length {self.env.episode_length} + num_steps {self.num_steps}) = "
+            f"{bars} is above {COUNT}; the bars of the episodes that end in an update are an int32",
+        )
         need(
             self.total_steps >= batch,
             f"total_steps is {self.total_steps}, less than one update of num_envs {self.num_envs} x "
@@ -122,6 +136,19 @@ class Config(Settings):
         need(
             n is None or (n >= 1 and self.num_envs % n == 0),
             f"num_minibatches {n} does not divide num_envs {self.num_envs}",
+        )
+        steps = self.num_updates * self.num_steps
+        need(
+            steps <= COUNT,
+            f"total_steps {self.total_steps} are {steps} steps of each of the num_envs {self.num_envs}, above {COUNT}; "
+            "the episodes of an environment are counted in an int32",
+        )
+        # Before `minibatches`, which tries every divisor up to the number of rows, this number is bounded above.
+        steps = self.num_updates * self.epochs * self.minibatches
+        need(
+            steps <= COUNT,
+            f"total_steps {self.total_steps} are {self.num_updates} updates x epochs {self.epochs} x "
+            f"{self.minibatches} minibatches = {steps}, above {COUNT}; the optimiser counts its steps in an int32",
         )
         n = self.updates_per_chunk
         need(

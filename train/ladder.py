@@ -26,6 +26,7 @@ from perpjax import PerpEnv
 from train.checkpoint import write_json
 from train.config import Config
 from train.display import Display
+from train.ladder_markets import UNSEEN
 from train.ladder_rungs import Figures, Run, Rung, Verdict, all_rungs, judge
 from train.main import learn
 from train.plotting import draw_verdicts
@@ -68,6 +69,8 @@ class Settings:
     def __post_init__(self):
         if self.seeds < 1:
             raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
+        if self.seeds > UNSEEN:
+            raise ValueError(f"seeds is {self.seeds}; it must be at most {UNSEEN}: market {UNSEEN} judges seed 0")
 
 
 def main(args: list[str] | None = None) -> None:
