@@ -9,14 +9,17 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from perpjax._grid import BAR_MS, FIRST_DECISION
+from perpjax._grid import BAR_MS, FIRST_DECISION, MAX_CANDLES
 from perpjax._pytree import pytree
 from perpjax.batching import LINE, by_column, each_row, take_columns, take_row, touch
 from perpjax.instrument import Instrument
 
 
 class Bar(NamedTuple):
-    """The K candles of one 15-minute bar, the funding settled at its open, the ATR around it. Prices in ticks."""
+    """The K candles of one 15-minute bar, the funding settled at its open, the ATR around it.
+
+    Prices are whole ticks, but for opens and closes of the mark, which are parts of ticks as well.
+    """
 
     open: Float[Array, "K"]
     high: Float[Array, "K"]
@@ -31,7 +34,7 @@ class Bar(NamedTuple):
     funding_rate: Float[Array, ""]
     """Fraction of notional that longs pay at this bar's open; 0 without a settlement."""
     funding_price: Float[Array, ""]
-    """The mark that prices the settlement."""
+    """The mark that prices the settlement, ticks and parts of them."""
     mark_before: Float[Array, ""]
     """Mark close of the bar before: the account is marked to it when the bar opens."""
     atr: Float[Array, ""]
@@ -115,6 +118,13 @@ class Market:
     origins: tuple[Origin, ...]
     feature_names: tuple[str, ...]
 
+    def __post_init__(self):
+        if not 1 <= self.candles_per_bar <= MAX_CANDLES:
+            raise ValueError(
+                f"candles_per_bar is {self.candles_per_bar}; it must be 1 to {MAX_CANDLES}: a step looks at every "
+                "candle of its bar, so the shortest candles are those of a minute"
+            )
+
     def bar(self, t: Int[Array, ""]) -> Bar:
         """Bar t, cut out in one piece; t is 0 .. N - 1, and not checked."""
         return self.packed_bar(t, jnp.zeros_like(t, bool)).unpack()
@@ -123,6 +133,12 @@ class Market:
         """Bar t; t may have batch axes, which come last. Where `halted` nothing trades and no funding settles."""
         columns = take_columns(self.rows, t + 1, slice(0, self._columns + 2))
         return PackedBar(columns, halted, self.candles_per_bar, self.has_mark)
+
+    def last_close(self, t: Int[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The last valid close up to the end of bar t, and the ATR known at its open; ticks."""
+        columns = 4 * self.candles_per_bar - 1, self._columns
+        close, atr = (take_row(self.rows, t + 1, slice(i, i + 1))[0] for i in columns)
+        return close, atr
 
     def known(self, t: Int[Array, ""]) -> Float[Array, "F"]:
         """Features known at the open of bar t, unscaled."""

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from perpjax import EnvConfig, EnvParams, PerpEnv
 from perpjax.data import Scaler, build_market, fit_scaler, read_table
 from perpjax.data import grid as gr
 from perpjax.data.builder import build, known_atr
@@ -20,6 +21,7 @@ from perpjax.instrument import Instrument
 T0 = 1_704_067_200_000  # 2024-01-01 00:00 UTC, a bar's open
 HOUR = 3_600_000
 BTC = Instrument()
+FREE = EnvParams(taker_fee=0.0, slippage_base=0.0, slippage_atr=0.0)
 PRICES = ("open", "high", "low", "close")
 
 
@@ -260,7 +262,7 @@ def test_the_instrument_is_found_said_or_taken_as_given(caplog):
 def test_mark_candles_are_rounded_outwards_and_missing_ones_are_last_prices():
     columns = walk()
     mark = {name: columns[name].copy() for name in ("open_time_ms", *PRICES)}
-    # Ticks: 10000.5 is rounded to even, the high up, the low down, and 1000.3 / 0.1 = 10002.999... is 10003.
+    # Ticks: opens and closes as they are, the high up, the low down, and 1000.3 / 0.1 = 10002.999... is 10003.
     for name, value in zip(PRICES, (1000.05, 1000.41, 999.99, 1000.15), strict=True):
         mark[name][6] = value
     for name in PRICES:
@@ -270,7 +272,7 @@ def test_mark_candles_are_rounded_outwards_and_missing_ones_are_last_prices():
     bars = all_bars(market)
     marks = np.stack([getattr(bars, f"mark_{name}") for name in PRICES], -1).reshape(-1, 4)
     last = np.stack([getattr(bars, name) for name in PRICES], -1).reshape(-1, 4)
-    assert marks[6].tolist() == [10_000, 10_005, 9_999, 10_002]
+    assert marks[6].tolist() == [10_000.5, 10_005, 9_999, 10_001.5]
     assert marks[7].tolist() == [10_003] * 4
     np.testing.assert_array_equal(np.delete(marks, [6, 7], 0), np.delete(last, [6, 7], 0))
 
@@ -297,9 +299,43 @@ def test_a_coarser_mark_only_prices_the_funding():
     bars = all_bars(built.market)
     assert not built.market.has_mark
     np.testing.assert_array_equal(bars.mark_low, bars.low)
-    assert bars.funding_price[32 * 3] == 10_240  # hour 24: 1024.04 in ticks
+    assert bars.funding_price[32 * 3] == np.float32(10_240.4)  # hour 24: 1024.04 in ticks
     assert bars.funding_price[32 * 2] == bars.open[32 * 2, 0]  # hour 16 has no mark candle
     assert "1 of 22 settlements have no mark candle at their open: priced at the last price" in built.report.notes
+
+
+@pytest.mark.parametrize("fine", [True, False], ids=["traded against", "for funding only"])
+def test_a_settlement_is_priced_at_the_mark_as_published(fine):
+    # 1000 units, tick 0.01, mark 1.0049, rate 1 %: the venue takes 1000 * 1.0049 * 0.01 = 10.049.
+    columns = {name: x if name in ("open_time_ms", "volume") else np.full_like(x, 1.0) for name, x in walk().items()}
+    mark = {name: np.full(3400, 1.0049) for name in PRICES} | {"open_time_ms": columns["open_time_ms"]}
+    mark = table(mark) if fine else table(mark).filter(np.arange(3400) % 20 == 0)
+    instrument = Instrument("PENNY", 0.01, 1.0, 5.0, 1e6)
+    funding = funding_table(EIGHT_HOURS + 1, np.where(EIGHT_HOURS == 168, 0.01, 0.0))  # the last one at bar 676
+    market = build_market(table(columns), mark, funding, instrument, None)
+    env = PerpEnv(market, FREE, EnvConfig(episode_length=7))
+    state = env.reset(jax.random.key(0), start=675)
+    for action in ([1, 3, 0, 3, 4], [0, 0, 0, 0, 0]):
+        state = env.step(state, action)
+    assert float(state.account.lots.quantity[0]) == 1000
+    np.testing.assert_allclose(float(state.account.ledger.funding), 10.049, rtol=1e-6)
+    # Equity is marked to the mark's close, as it is: 1000 * 0.0049 above the entry, if the mark is traded against.
+    np.testing.assert_allclose(float(state.equity), 10_000 - 10.049 + (4.9 if fine else 0), rtol=1e-7)
+
+
+@pytest.mark.parametrize("low, gone", [(91.0, 0), (90.99, 1), (90.9, 1)])
+def test_a_liquidation_on_a_finer_mark_is_early_by_less_than_a_tick(low, gone):
+    # Long at 1000 ticks of 0.1 with 10x: (100 - 10) / 0.99 = 90.9, so L = 909. A low of 909.9 ticks counts as 909.
+    columns = {name: x if name in ("open_time_ms", "volume") else np.full_like(x, 100.0) for name, x in walk().items()}
+    mark = {name: columns[name].copy() for name in ("open_time_ms", *PRICES)}
+    mark["low"][5 * 676] = low
+    instrument = Instrument("ALT", 0.1, 0.1, 5.0, 1e6, brackets=((0, 1e9, 20, 0.01, 0),))
+    market = build_market(table(columns), table(mark), instrument=instrument, features=None)
+    env = PerpEnv(market, FREE, EnvConfig(episode_length=7))
+    state = env.reset(jax.random.key(0), start=675)
+    for action in ([1, 3, 4, 3, 4], [0, 0, 0, 0, 0]):
+        state = env.step(state, action)
+    assert (int(state.account.ledger.opened), int(state.account.ledger.liquidated)) == (1, gone)
 
 
 def test_mark_series_that_cannot_be_used_are_refused():
@@ -527,7 +563,7 @@ def test_real_series_build(shared_data, name, mark, funding, tick, k, bars):
         opens = market.start_ms + BAR_MS * paid.nonzero()[0]
         marks = real(shared_data, mark)
         row = np.searchsorted(marks["open_time_ms"].to_numpy(), opens)
-        expected = np.rint(marks["open"].to_numpy()[np.minimum(row, marks.num_rows - 1)] / tick)
+        expected = np.float32(np.round(marks["open"].to_numpy()[np.minimum(row, marks.num_rows - 1)] / tick, 6))
         priced = opens <= marks["open_time_ms"][-1].as_py()
         np.testing.assert_array_equal(bars_.funding_price[paid][priced], expected[priced])
         total = real(shared_data, funding)

@@ -222,6 +222,16 @@ def test_interval_must_fit_the_bar(minutes, schema, fits):
             infer_interval_ms(table, "a", schema)
 
 
+def test_candles_shorter_than_a_minute_are_refused():
+    # 60 s is the last good length, 45 s the first bad one that divides 15 minutes; 3 s once overflowed a packed index.
+    validate(candles(interval=MINUTE), CANDLES, "a")
+    for seconds in (45, 3, 1):
+        table = candles(interval=seconds * 1000)
+        for check in (lambda t: validate(t, CANDLES, "a"), lambda t: infer_interval_ms(t, "a")):
+            with pytest.raises(DataError, match=f"^a: row 1: .*{seconds * 1000} ms is shorter than a minute"):
+                check(table)
+
+
 def test_a_given_interval_is_the_grid():
     with pytest.raises(DataError, match=f"^a: row 1: open_time_ms = {T0 + 3 * MINUTE}: .*300000 ms"):
         validate(candles(), CANDLES, "a", 5 * MINUTE)

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 
-from perpjax._grid import BAR_MS
+from perpjax._grid import BAR_MS, MAX_CANDLES
 
 SETTLEMENT_SLACK_MS = 60_000
 """How long after a bar's open a funding settlement may be stamped and still belong to that open."""
@@ -139,8 +139,8 @@ def infer_interval_ms(table: pa.Table, source: str = "candles", schema: pa.Schem
         schema: `CANDLES` (the length must divide 15 minutes) or `MARK` (or be a multiple of 15 minutes).
 
     Raises:
-        DataError: fewer than two stamps, a length that does not fit 15-minute bars, or a smallest step so
-            rare (under 1 % of all steps) that it is a stray row rather than the grid.
+        DataError: fewer than two stamps, a length that does not fit 15-minute bars or is under a minute, or a
+            smallest step so rare (under 1 % of all steps) that it is a stray row rather than the grid.
     """
     stamp_only = pa.schema([schema.field("open_time_ms")])
     stamps = _select_columns(table, stamp_only, source)["open_time_ms"].to_numpy()
@@ -292,6 +292,11 @@ def _candle_length(stamps: np.ndarray, schema: pa.Schema, source: str, given: in
         raise DataError(
             f"{source}: {origin}candle length {length} ms does not fit: it must {allowed} ({BAR_MS} ms); "
             "use finer candles, or remove the stray row"
+        )
+    if BAR_MS // length > MAX_CANDLES:
+        raise DataError(
+            f"{source}: {origin}candle length {length} ms is shorter than a minute, of which a bar has {MAX_CANDLES}; "
+            "aggregate the candles to candles of a minute"
         )
     return length
 

@@ -224,21 +224,22 @@ def _refuse(bad: np.ndarray, values: np.ndarray, name: str, source: str, problem
 
 
 def to_ticks(prices: np.ndarray, tick: float, rounding: Callable[[np.ndarray], np.ndarray] = np.rint) -> np.ndarray:
-    """Whole ticks. What is within a millionth of a tick of a multiple (or of a half) counts as that."""
+    """Whole ticks, by default. What is within a millionth of a tick of a multiple (or of a half) counts as that."""
     return rounding(np.round(prices / tick, 6))
 
 
 def lay_mark(mark: pa.Table, grid: Grid, tick: float, source: str = "mark") -> tuple[np.ndarray, int]:
     """Mark candles [N, K, 4] in ticks on the grid of the candles, and how many were missing.
 
-    Lows are floored and highs ceiled; a missing candle is the last-price one.
+    Opens and closes keep their parts of a tick; lows are floored and highs ceiled. A missing candle is the last-price
+    one.
     """
     stamps = mark["open_time_ms"].to_numpy()
     inside = (stamps >= grid.start_ms) & (stamps < grid.end_ms)
     slot = (stamps[inside] - grid.start_ms) // grid.interval_ms
     marks = to_ticks(grid.prices, tick)
     flat = marks.reshape(-1, 4)
-    for i, (name, rounding) in enumerate(zip(PRICES, (np.rint, np.ceil, np.floor, np.rint), strict=True)):
+    for i, (name, rounding) in enumerate(zip(PRICES, (np.asarray, np.ceil, np.floor, np.asarray), strict=True)):
         flat[slot, i] = to_ticks(mark[name].to_numpy()[inside], tick, rounding)
     return marks, len(flat) - len(slot)
 
@@ -269,7 +270,7 @@ def lay_funding(
     """What is settled at every bar's open.
 
     Returns:
-      [N, 2] rate (fraction; 0 without settlement) and price (whole ticks: the open of the mark candle, of
+      [N, 2] rate (fraction; 0 without settlement) and price (ticks, not rounded: the open of the mark candle, of
       whatever length, that opens there, else the last-price open); [M] the opens at which the whole file's
       settlements are dated, ms; how many settlements inside the candles have no mark to price them.
 
@@ -281,7 +282,7 @@ def lay_funding(
     priced = np.zeros(len(rate), bool)
     if mark is not None:
         bar, row = _match(grid, mark["open_time_ms"].to_numpy())
-        price[bar], priced[bar] = to_ticks(mark["open"].to_numpy()[row], tick), True
+        price[bar], priced[bar] = to_ticks(mark["open"].to_numpy()[row], tick, np.asarray), True
     if funding is None:
         return np.column_stack([rate, price]), np.empty(0, np.int64), 0
     opens = settlement_opens(funding, source)
