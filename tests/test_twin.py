@@ -10,7 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from markets import crash_market
 
+from perpjax.audit.agreement import twin_market, twin_params
+from perpjax.audit.draws import draw_actions
+from perpjax.env import PerpEnv
+from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import Order, Ties, Twin, TwinMarket, TwinParams, Verdict, step_like
 from perpjax.reference.records import CLOSE, HOLD, LONG, SHORT
 
@@ -109,9 +114,11 @@ def test_distances_of_stop_and_target(base, stop, target, distances):
 def test_fills_are_at_least_one_tick():
     market = flat_market(price=2.0)
     wide = replace(FREE, slippage_atr=0.5)  # slip(2) = 5
-    # E = max(2 - 5, 1); distance = (0.1 - 0.004) / 1.004, L = 2: the mark open is at it.
-    events = opened(market, SHORT_10X, wide).state.events
-    assert events == [("opened", 0, 1, 120_000), ("verdict", "ACCEPTED"), ("liquidated", 0)]
+    # E = max(2 - 5, 1); distance = (0.1 - 0.004) / 1.004, L = 2: with the mark open at it the order is refused.
+    assert opened(market, SHORT_10X, wide).state.events == [("verdict", "IMMEDIATE_LIQUIDATION")]
+    low = flat_market(price=2.0)
+    candle(low, 1, 0, mark_open=1, mark_high=1, mark_low=1, mark_close=1)
+    assert opened(low, SHORT_10X, wide).state.events[:2] == [("opened", 0, 1, 120_000), ("verdict", "ACCEPTED")]
     twin = opened(market, LONG_10X)
     twin.params = wide
     assert twin.step(Order(CLOSE)).events[0] == ("closed", 0, 1)
@@ -259,6 +266,94 @@ def test_max_exposure_1_pays_the_entry_fee_from_free_money():
     assert twin.step(FAR).events[0] == ("verdict", "BELOW_MINIMUM")  # 0.36 of margin left: no whole step
 
 
+def test_an_exit_says_what_each_of_its_costs_was():
+    # Long, E = 1000, stop 700, M = 1000; candle 0 of bar 2 opens at 880, falls to 800: L = 903 by the mark alone.
+    market = flat_market(atr=100.0)
+    candle(market, 2, 0, open=880, high=880, low=800, close=880)
+    twin = opened(market, LONG_10X)
+    twin.params = replace(FREE, taker_fee=1 / 512, slippage_base=1 / 64, stop_depth=0.25)
+    twin.step(WAIT)
+    # The stop at 900 is gapped by 20. From x = 880: slip 14, depth 20: fill 846. 1540 lost, 1000 of it paid, no fee.
+    (exit,) = twin.state.exits
+    assert (exit.how, exit.slot, exit.candle, exit.price) == ("stopped", 0, 0, 846)
+    assert (exit.realised, exit.fee, exit.slippage, exit.gap_loss) == (-1000, 0, 340, 200)
+    assert exit.forgiven == pytest.approx(540 + 10 * 846 / 512)
+
+
+@pytest.mark.parametrize("d", [1, -1])
+def test_what_a_liquidated_margin_still_held_is_forfeited(d):
+    # L = 903 (long), 1000 + ceil(96 / 1.004) = 1096 (short): 1000 - 10 * 97 = 30 and 1000 - 10 * 96 = 40 are left,
+    # a little less than the maintenance of 0.004 * 9030 and 0.004 * 10 960.
+    market = flat_market(atr=100.0)
+    candle(market, 2, 1, **({"mark_low": 800} if d > 0 else {"mark_high": 1300}))
+    twin = opened(market, FAR._replace(direction=d))
+    twin.step(WAIT)
+    (exit,) = twin.state.exits
+    expected = ("liquidated", 1, 903, 30) if d > 0 else ("liquidated", 1, 1096, 40)
+    assert (exit.how, exit.candle, exit.price, exit.forfeited) == expected
+    assert twin.state.ledger.forfeited == exit.forfeited and twin.state.ledger.liquidation_losses == 1000
+    assert 0.004 * 10 * exit.price - 10 < exit.forfeited <= 0.004 * 10 * exit.price
+    # A tick of 400 quote: 800 steps at 25, M = 1000, so the margin is gone 2.5 ticks away and L is 3 ticks away.
+    market = flat_market(price=25.0, tick_value=0.5, atr=1000.0)
+    candle(market, 2, 1, **({"mark_low": 1} if d > 0 else {"mark_high": 99}))
+    twin = opened(market, FAR._replace(direction=d))
+    lot = twin.state.lots[0]
+    twin.step(WAIT)
+    assert (lot.entry, lot.quantity, lot.margin, lot.liquidation) == (25, 800, 1000, 25 - 3 * d)
+    assert twin.state.exits[0].forfeited == 0 and twin.state.exits[0].price == 25 - 2.5 * d
+
+
+ORDINARY, STEEP = {}, {"max_leverage": 20.0, "taker_fee": 0.05}  # a fee as large as the margin is capped
+
+
+@pytest.mark.parametrize("changes", [ORDINARY, STEEP], ids=["ordinary", "steep"])
+def test_costs_add_up_from_untouched_prices_to_the_wallet(changes):
+    """Gross profit between the prices that triggered, less each cost, is what the wallet moved by."""
+    market, rng = crash_market(seed=3), np.random.default_rng(0)
+    params = EnvParams(max_exposure=0.5, max_hold=9, **changes)
+    env = PerpEnv(market, params, EnvConfig(max_lots=3, episode_length=400))
+    params = twin_params(env.params, env.config)
+    twin = Twin(twin_market(market), params)
+    tick_value, gross, opens, seen = twin.market.tick_value, 0.0, {}, set()
+    twin.reset(700)
+    for action in draw_actions(rng, env.config, 400, 1)[:, 0]:
+        t = twin.state.t
+        twin.step(action)
+        for _, slot, *_ in (e for e in twin.state.events if e[0] == "opened"):
+            opens[slot] = float(twin.market.open[t, 0])
+        for exit in twin.state.exits:
+            lot = exit.lot
+            level = {
+                "closed": twin.market.open[t, 0], "timed_out": twin.market.close[t, exit.candle], "stopped": lot.stop,
+                "target": lot.target, "liquidated": exit.price,
+            }[exit.how]  # fmt: skip
+            gross += lot.side * lot.quantity * (level - opens[exit.slot]) * tick_value
+            seen.add(exit.how)
+        if twin.state.terminated or twin.state.truncated:
+            break
+    for slot, lot in enumerate(twin.state.lots):
+        if lot:  # its entry's slippage has been counted, its exit has not come
+            gross += lot.side * lot.quantity * (lot.entry - opens[slot]) * tick_value
+    ledger = twin.state.ledger
+    full_fees = params.taker_fee * ledger.traded_notional
+    net = gross - ledger.slippage - ledger.gap_losses - full_fees + ledger.forgiven - ledger.funding - ledger.forfeited
+    assert net == pytest.approx(twin.state.wallet - params.initial_equity, abs=1e-6)
+    if changes is ORDINARY:
+        assert seen == {"closed", "timed_out", "stopped", "target", "liquidated"} and ledger.forfeited > 0
+    else:
+        assert ledger.forgiven > 0
+    assert min(ledger.slippage, ledger.gap_losses) > 0
+
+
+def test_liquidation_value_is_the_wallet_after_closing_everything():
+    # Slip(1000) = 16, fee 1/512; long from 1000: closed at 984 it loses 160 and pays 9840 / 512.
+    twin = opened(flat_market())
+    twin.params = replace(FREE, taker_fee=1 / 512, slippage_base=1 / 64)
+    assert twin.liquidation_value() == 10_000 - 160 - 9840 / 512
+    twin.step(Order(CLOSE))
+    assert twin.liquidation_value() == twin.state.wallet
+
+
 def test_verdicts_in_order():
     def verdict(twin: Twin, order: Order, **params) -> str:
         twin.params = replace(twin.params, **params)
@@ -280,7 +375,7 @@ def test_verdicts_in_order():
     small.reset(1)
     assert verdict(small, LONG_10X) == "MAX_NOTIONAL"
     assert verdict(twin, Order(LONG, 0.004)) == "BELOW_MINIMUM"  # 4 quote at 1x
-    assert twin.state.ledger.refused == [1, 0, 0, 0, 0, 0, 1, 0]
+    assert twin.state.ledger.refused == [1, 0, 0, 0, 0, 0, 1, 0, 0]
 
 
 def test_leverage_is_clamped_once_to_the_bracket_of_the_requested_notional():
@@ -417,8 +512,8 @@ def random_market(seed: int, bars: int = 220, candles: int = 3) -> TwinMarket:
 @pytest.mark.parametrize("exposure", [0.3, 1.0])
 def test_ledger_identities_over_random_episodes(actions, intrabar, exposure):
     params = TwinParams(
-        actions=actions, intrabar=intrabar, opposite="close", max_exposure=exposure, max_hold=12,
-        max_leverage=40.0, max_lots=4, ruin_fraction=0.01,
+        actions=actions, intrabar=intrabar, opposite="close" if actions == "box5" else "refuse",
+        max_exposure=exposure, max_hold=12, max_leverage=40.0, max_lots=4, ruin_fraction=0.01,
     )  # fmt: skip
     rng = np.random.default_rng(7)
     seen = set()

@@ -1,11 +1,12 @@
 """The float64 twin: one environment, one lot at a time, written from SPEC and from nothing else."""
 
 from perpjax.reference.parity import step_like
-from perpjax.reference.records import Ledger, Lot, Order, TwinMarket, TwinParams, TwinState, Verdict
+from perpjax.reference.records import Exit, Ledger, Lot, Order, TwinMarket, TwinParams, TwinState, Verdict
 from perpjax.reference.ties import Tie, Ties
 from perpjax.reference.twin import Twin
 
 __all__ = [
+    "Exit",
     "Ledger",
     "Lot",
     "Order",

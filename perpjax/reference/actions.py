@@ -30,19 +30,23 @@ def decode(action: Any, params: TwinParams, lots: list[Lot], ties: Ties) -> Orde
         choices = (DIRECTIONS, SIZES, LEVERAGES, STOPS, TARGETS)
         picked = [c[min(max(int(n), 0), len(c) - 1)] for c, n in zip(choices, numbers, strict=True)]
         leverage = ties.ceil("leverage choice", picked[2] * params.max_leverage / 10)
-        return Order(int(picked[0]), picked[1], leverage, picked[3], picked[4])
+        return Order(against_lots(int(picked[0]), params, lots), picked[1], leverage, picked[3], picked[4])
     direction, size, leverage, stop, target = np.clip(numbers, -1.0, 1.0).tolist()
     side = HOLD
     if not ties.at_most("direction > 0.33", direction, 0.33):
         side = LONG
     elif not ties.at_most("direction < -0.33", -0.33, direction):
         side = SHORT
-    if side != HOLD and params.opposite == "close" and any(lot.side == -side for lot in lots):
-        side = CLOSE
     return Order(
-        direction=side,
+        direction=against_lots(side, params, lots),
         size=(size + 1) / 2,
         leverage=ties.round("leverage choice", 1 + (leverage + 1) / 2 * (params.max_leverage - 1)),
         stop_multiple=0.5 + (stop + 1) / 2 * (3 - 0.5),
         target_multiple=0.5 + (target + 1) / 2 * (6 - 0.5),
     )
+
+
+def against_lots(direction: int, params: TwinParams, lots: list[Lot]) -> int:
+    """CLOSE for a direction against a lot held, if `opposite` says so; else the direction."""
+    closes = params.opposite == "close" and any(lot.side == -direction for lot in lots)
+    return CLOSE if closes else direction

@@ -27,7 +27,8 @@ class Verdict(IntEnum):
     MAX_EXPOSURE = 4
     MAX_NOTIONAL = 5
     BELOW_MINIMUM = 6
-    ACCEPTED = 7
+    IMMEDIATE_LIQUIDATION = 7
+    ACCEPTED = 8
 
 
 class Order(NamedTuple):
@@ -140,7 +141,7 @@ class TwinParams:
     actions: str = "box5"  # or "multi_discrete"
     intrabar: str = "nearest"  # or "pessimistic", "optimistic"
     reward: str = "log_return"  # or "shaped"
-    opposite: str = "refuse"  # or "close"; box5 only
+    opposite: str = "refuse"  # or "close"
     max_lots: int = 10
     episode_length: int = 672
 
@@ -164,6 +165,22 @@ class Lot:
     settlements: int = 0  # that the margin has been through: for near-ties only
 
 
+class Exit(NamedTuple):
+    """The end of one lot. Money in quote currency, computed from this exit alone."""
+
+    how: str  # closed, stopped, target, timed_out or liquidated
+    slot: int
+    lot: Lot  # as it was when it ended
+    candle: int  # of the bar, 0 .. K - 1
+    price: float  # ticks: the fill; of a liquidation L, or the bankruptcy price if that comes first
+    realised: float = 0.0  # profit before the fee; 0 for a liquidation
+    fee: float = 0.0
+    slippage: float = 0.0  # from the price that triggered the exit to the fill
+    gap_loss: float = 0.0  # from the stop to the candle open beyond it
+    forgiven: float = 0.0  # what the floor at -M and the fee's cap let off
+    forfeited: float = 0.0  # margin left at the price of a liquidation
+
+
 @dataclass
 class Ledger:
     """Counts since reset (SPEC section 4)."""
@@ -173,6 +190,10 @@ class Ledger:
     realised: float = 0.0
     liquidation_losses: float = 0.0
     traded_notional: float = 0.0  # entry and exit fills
+    slippage: float = 0.0  # entries and exits
+    gap_losses: float = 0.0
+    forgiven: float = 0.0
+    forfeited: float = 0.0
     opened: int = 0
     stopped: int = 0
     targets: int = 0
@@ -202,7 +223,8 @@ class TwinState:
     terminated: bool = False
     truncated: bool = False
     events: list[tuple] = field(default_factory=list)  # of the last step
+    exits: list[Exit] = field(default_factory=list)  # of the last step, in the order they happened
 
     def copy(self) -> TwinState:
         lots = [lot and replace(lot) for lot in self.lots]
-        return replace(self, lots=lots, ledger=self.ledger.copy(), events=list(self.events))
+        return replace(self, lots=lots, ledger=self.ledger.copy(), events=list(self.events), exits=list(self.exits))

@@ -22,6 +22,7 @@ from perpjax.reference.records import (
     CLOSE,
     HOLD,
     LONG,
+    Exit,
     Ledger,
     Lot,
     Order,
@@ -88,7 +89,7 @@ class Twin:
           forced: near-ties to decide as the simulator did, see `Ties`.
         """
         s, p, m = self.state, self.params, self.market
-        self.ties, s.events = Ties(forced), []
+        self.ties, s.events, s.exits = Ties(forced), [], []
         if s.terminated or s.truncated:  # absorbing
             s.reward = 0.0
             return s
@@ -119,6 +120,16 @@ class Twin:
         self.flipped_ties += self.ties.flipped
         return s
 
+    def liquidation_value(self) -> float:
+        """Rule 10: the wallet after closing every lot at the last valid close, as rule 8 would have in that bar."""
+        p, m, t, worth = self.params, self.market, self.state.t - 1, self.state.wallet
+        close = float(m.close[t, -1])  # an invalid candle repeats the last valid one
+        slip = math.ceil(p.slippage_base * close + p.slippage_atr * float(m.atr[t]))
+        for _, lot in self._held():
+            gain, fee, _ = self._realise(lot, max(close - lot.side * slip, 1.0))
+            worth += gain - fee
+        return worth
+
     # Rules 1 to 6: the open of the bar
 
     def _settle_funding(self) -> None:
@@ -142,7 +153,7 @@ class Twin:
             return
         for slot, lot in self._held():
             if at_or_past_liquidation(lot, m.mark_open[s.t, 0]):
-                self._liquidate(slot, lot)
+                self._liquidate(slot, lot, 0)
 
     def _trade(self, order: Order) -> Verdict:
         """Rules 3 to 5: the first verdict that holds, and what an accepted order does."""
@@ -155,7 +166,8 @@ class Twin:
         open_ = float(m.open[s.t, 0])
         if d == CLOSE:  # rule 3: "HOLD if there is no lot" to close, so this is decided before closing
             for slot, lot in self._held():
-                self._exit("closed", slot, lot, open_ - lot.side * self._slip(open_))
+                if not self._end_at_open(slot, lot, 0):  # resting orders come first
+                    self._exit_at_market("closed", slot, lot, 0, open_)
             return Verdict.ACCEPTED if lots else Verdict.HOLD
         if len(lots) == p.max_lots:
             return Verdict.MAX_LOTS
@@ -193,7 +205,9 @@ class Twin:
         entry = max(open_ + d * slip, 1.0)
         step_value = max(open_ + d * self._slip(open_, "size"), 1.0) * m.tick_value
         steps_scale = margin_scale * leverage / step_value
-        quantity = min(self.ties.floor("quantity", margin * leverage / step_value, steps_scale), m.max_steps)
+        steps = margin * leverage / step_value
+        steps += min(steps * 2.0**-22, 0.5)  # a quotient that is whole stays whole
+        quantity = min(self.ties.floor("quantity", steps, steps_scale), m.max_steps)
         notional = quantity * step_value
         if quantity < 1 or not self.ties.at_most("min_notional <= notional", m.min_notional, notional):
             return Verdict.BELOW_MINIMUM
@@ -211,12 +225,15 @@ class Twin:
             target=base + d * target_distance,
         )
         lot.liquidation = self._liquidation_price(lot)
+        if at_or_past_liquidation(lot, m.mark_open[s.t, 0]):
+            return Verdict.IMMEDIATE_LIQUIDATION
         slot = s.lots.index(None)  # the lowest free one
         s.lots[slot] = lot
         fee = p.taker_fee * notional
         s.wallet -= fee
         s.ledger.fees += fee
         s.ledger.traded_notional += notional
+        s.ledger.slippage += d * quantity * (entry - open_) * m.tick_value
         s.ledger.opened += 1
         s.events.append(("opened", slot, entry, quantity))
         return Verdict.ACCEPTED
@@ -242,12 +259,12 @@ class Twin:
     def _run_candle(self, k: int) -> None:
         """Rule 7, the valid candle k."""
         s, p, m = self.state, self.params, self.market
-        open_, mark_open = float(m.open[s.t, k]), float(m.mark_open[s.t, k])
         for slot, lot in self._held():
+            if self._end_at_open(slot, lot, k):
+                continue
             d = lot.side
-            worst, best = (m.low, m.high) if d == LONG else (m.high, m.low)
+            adverse, favourable = self._extremes(d, k)
             mark_worst = (m.mark_low if d == LONG else m.mark_high)[s.t, k]
-            adverse, favourable = float(worst[s.t, k]), float(best[s.t, k])
             reached = set()
             if at_or_past_liquidation(lot, mark_worst):
                 reached.add("liquidated")
@@ -255,65 +272,105 @@ class Twin:
                 reached.add("stopped")
             if d * (favourable - lot.target) >= 1:  # one tick beyond it
                 reached.add("target")
-
-            if at_or_past_liquidation(lot, mark_open):
-                outcome = "liquidated"
-            elif at_or_past(open_, lot.stop, d):
-                outcome = "stopped"
-            elif d * (open_ - lot.target) >= 1:
-                outcome = "target"
-            elif not reached:
+            if not reached:
                 continue
-            else:
-                outcome = next(level for level in precedence(p.intrabar, lot) if level in reached)
-                if len(reached) >= 2:
-                    s.ledger.ambiguous += 1
-                    s.events.append(("ambiguous", slot))
+            if len(reached) >= 2:
+                s.ledger.ambiguous += 1
+                s.events.append(("ambiguous", slot))
+            self._end(next(level for level in precedence(p.intrabar, lot) if level in reached), slot, lot, k)
 
-            if outcome == "liquidated":
-                self._liquidate(slot, lot)
-            elif outcome == "stopped":
-                x = min(lot.stop, open_) if d == LONG else max(lot.stop, open_)
-                depth = self.ties.ceil("stop depth", p.stop_depth * abs(x - adverse))
-                self._exit("stopped", slot, lot, x - d * (self._slip(x) + depth))
-            else:
-                self._exit("target", slot, lot, lot.target)
+    def _end_at_open(self, slot: int, lot: Lot, k: int) -> bool:
+        """End the lot if the open of candle k has reached one of its levels: L, then the stop, then the target."""
+        s, m = self.state, self.market
+        open_ = float(m.open[s.t, k])
+        if at_or_past_liquidation(lot, m.mark_open[s.t, k]):
+            self._end("liquidated", slot, lot, k)
+        elif at_or_past(open_, lot.stop, lot.side):
+            self._end("stopped", slot, lot, k)
+        elif lot.side * (open_ - lot.target) >= 1:
+            self._end("target", slot, lot, k)
+        else:
+            return False
+        return True
+
+    def _end(self, level: str, slot: int, lot: Lot, k: int) -> None:
+        """The fills of rule 7."""
+        if level == "liquidated":
+            self._liquidate(slot, lot, k)
+        elif level == "target":
+            self._exit("target", slot, lot, k, lot.target, lot.target)
+        else:
+            open_ = float(self.market.open[self.state.t, k])
+            x = min(lot.stop, open_) if lot.side == LONG else max(lot.stop, open_)
+            adverse, _ = self._extremes(lot.side, k)
+            depth = self.ties.ceil("stop depth", self.params.stop_depth * abs(x - adverse))
+            self._exit("stopped", slot, lot, k, x, x - lot.side * (self._slip(x) + depth))
 
     def _time_out(self) -> None:
         """Rule 8."""
         s, m = self.state, self.market
-        closes = [float(m.close[s.t, k]) for k in range(m.candles) if m.valid[s.t, k]]
+        valid = [k for k in range(m.candles) if m.valid[s.t, k]]
         for slot, lot in self._held():
             lot.age += 1
-            if lot.age >= self.params.max_hold and closes:
-                self._exit("timed_out", slot, lot, closes[-1] - lot.side * self._slip(closes[-1]))
+            if lot.age >= self.params.max_hold and valid:
+                self._exit_at_market("timed_out", slot, lot, valid[-1], float(m.close[s.t, valid[-1]]))
 
-    def _exit(self, kind: str, slot: int, lot: Lot, fill: float) -> None:
-        """Rule 9; kind is closed, stopped, target or timed_out."""
-        s, ledger = self.state, self.state.ledger
+    def _exit_at_market(self, how: str, slot: int, lot: Lot, candle: int, price: float) -> None:
+        self._exit(how, slot, lot, candle, price, price - lot.side * self._slip(price))
+
+    def _exit(self, how: str, slot: int, lot: Lot, candle: int, trigger: float, fill: float) -> None:
+        """Rule 9; how is closed, stopped, target or timed_out. The trigger is the price before any slippage."""
+        s, ledger, tick_value = self.state, self.state.ledger, self.market.tick_value
         fill = max(fill, 1.0)
-        notional = lot.quantity * fill * self.market.tick_value
-        gain = max(self._profit(lot, fill), -lot.margin)
-        fee = min(self.params.taker_fee * notional, lot.margin + gain)
+        notional = lot.quantity * fill * tick_value
+        gain, fee, forgiven = self._realise(lot, fill)
+        slippage = lot.side * lot.quantity * (trigger - fill) * tick_value
+        gap_loss = lot.side * lot.quantity * (lot.stop - trigger) * tick_value if how == "stopped" else 0.0
         s.wallet += gain - fee
         ledger.realised += gain
         ledger.fees += fee
         ledger.traded_notional += notional
-        counter = "targets" if kind == "target" else kind
+        ledger.slippage += slippage
+        ledger.gap_losses += gap_loss
+        ledger.forgiven += forgiven
+        counter = "targets" if how == "target" else how
         setattr(ledger, counter, getattr(ledger, counter) + 1)
         s.lots[slot] = None
-        s.events.append((kind, slot, fill))
+        s.events.append((how, slot, fill))
+        s.exits.append(Exit(how, slot, lot, candle, fill, gain, fee, slippage, gap_loss, forgiven))
 
-    def _liquidate(self, slot: int, lot: Lot) -> None:
-        """Costs exactly what is left of M, once, no fee on top; no fill, so nothing traded."""
-        s = self.state
+    def _realise(self, lot: Lot, fill: float) -> tuple[float, float, float]:
+        """Profit and fee of an exit at `fill`, and what the floor at -M and the fee's cap let off."""
+        profit = self._profit(lot, fill)
+        gain = max(profit, -lot.margin)
+        full_fee = self.params.taker_fee * lot.quantity * fill * self.market.tick_value
+        fee = min(full_fee, lot.margin + gain)
+        return gain, fee, (gain - profit) + (full_fee - fee)
+
+    def _liquidate(self, slot: int, lot: Lot, candle: int) -> None:
+        """Costs exactly what is left of M, once, no fee on top; no fill, so nothing traded.
+
+        The exit is at L, or at the bankruptcy price if that comes first; what M still holds there is forfeited.
+        """
+        s, price = self.state, lot.liquidation
+        forfeited = lot.margin + self._profit(lot, price)
+        if forfeited < 0:
+            price = lot.entry - lot.side * lot.margin / (lot.quantity * self.market.tick_value)
+            forfeited = 0.0
         s.wallet -= lot.margin
         s.ledger.liquidation_losses += lot.margin
+        s.ledger.forfeited += forfeited
         s.ledger.liquidated += 1
         s.lots[slot] = None
         s.events.append(("liquidated", slot))
+        s.exits.append(Exit("liquidated", slot, lot, candle, price, forfeited=forfeited))
 
     # Shared by the rules
+
+    def _extremes(self, d: int, k: int) -> tuple[float, float]:
+        """The adverse and the favourable extreme of candle k for a lot of side d."""
+        low, high = (float(x[self.state.t, k]) for x in (self.market.low, self.market.high))
+        return (low, high) if d == LONG else (high, low)
 
     def _held(self) -> list[tuple[int, Lot]]:
         """(slot, lot) of every open lot; a list of its own, so that lots may end on the way."""
