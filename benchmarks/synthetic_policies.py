@@ -15,6 +15,7 @@ windows; the table is about windows that were not fitted on.
 """
 
 import argparse
+import math
 from typing import NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from perpjax.data.dataset import split_by_fraction
 from perpjax.data.synthetic import SignalParameters, Tables, synthetic_tables
 from perpjax.data.synthetic_noise import CANDLES_PER_BAR, YEAR_BARS
 from perpjax.market import FIRST_DECISION, Market
-from train.evaluate import Act, evaluate, hold, random
+from train.evaluate import Act, evaluate, hold, random, t_statistic
 from train.references import Ridge, choose_thresholds, follow
 
 
@@ -101,6 +102,11 @@ def measure(seed: int, bars: int, parameters: dict[str, float]) -> dict[str, dic
     return results
 
 
+def show(value: float, form: str) -> str:
+    """The number, or a dash of its width where it has no value."""
+    return format(value, form) if math.isfinite(value) else format("-", f">{form.partition('.')[0]}")
+
+
 def tabulate(results: list[dict[str, dict[str, Windows]]]) -> str:
     """The table: a line for each policy, the windows of all seeds together; last the share of the oracle's."""
     lines = [
@@ -111,10 +117,11 @@ def tabulate(results: list[dict[str, dict[str, Windows]]]) -> str:
         top = np.concatenate([r["oracle"][split].returns for r in results]).mean()
         for name in results[0]:
             w = Windows(*(np.concatenate(x) for x in zip(*(r[name][split] for r in results), strict=True)))
-            mean, deviation = w.returns.mean(), w.returns.std(ddof=1)
-            t = mean / deviation * np.sqrt(len(w.returns)) if deviation > 0 else 0.0
+            mean, t = w.returns.mean(), t_statistic(w.returns)
+            deviation = w.returns.std(ddof=1) if len(w.returns) > 1 else math.nan
             lines.append(
-                f"{name:8} {split:6} {len(w.returns):7d} {100 * mean:8.2f} {100 * deviation:6.2f} {t:6.1f} "
+                f"{name:8} {split:6} {len(w.returns):7d} {100 * mean:8.2f} {show(100 * deviation, '6.2f')} "
+                f"{show(t, '6.1f')} "
                 f"{w.trades.mean():7.1f} {100 * w.fees.mean():7.2f} {mean / top:6.2f}"
             )
     return "\n".join(lines)

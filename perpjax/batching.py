@@ -313,7 +313,7 @@ def any_of(x: Bool[Array, "lots ..."]) -> Bool[Array, "..."]:
 
 
 def where_rows(predicate: Bool[Array, ""], function: Callable[..., T], otherwise: T, *operands: Any) -> T:
-    """`function(*operands)` where `predicate` holds, `otherwise` elsewhere; for what is rare in a batch.
+    """`function(otherwise, *operands)` where `predicate` holds, `otherwise` elsewhere; for what is rare in a batch.
 
     A batched `lax.cond` becomes a select: both branches always run, for all. On a CPU only those that ask are
     computed here, one by one, and put in place: what is computed for one is little code, which compiles quickly. On
@@ -326,7 +326,7 @@ def where_rows(predicate: Bool[Array, ""], function: Callable[..., T], otherwise
     function = _named(function)
 
     def alone(predicate: Array, otherwise: T, *operands: Any) -> T:
-        return lax.cond(predicate, lambda _, *xs: function(*xs), lambda old, *_: old, otherwise, *operands)
+        return lax.cond(predicate, function, lambda old, *_: old, otherwise, *operands)
 
     def vmapped(size: int, axes: list, predicate: Array, otherwise: T, *operands: Any) -> tuple[T, T]:
         axes[:2], (predicate, otherwise) = _spread(size, axes[:2], [predicate, otherwise])
@@ -346,7 +346,9 @@ def where_rows(predicate: Bool[Array, ""], function: Callable[..., T], otherwise
                     def put(axis: int, x: Array, y: Array) -> Array:
                         return _batch_innermost(axis, lax.dynamic_update_index_in_dim(x, y, row, axis))
 
-                    new = function(*jax.tree.map(take, tuple(axes[2:]), operands))
+                    old = jax.tree.map(take, out_axes, out)
+                    # In a stage of its own: what is read of the row is read before anything is put in its place.
+                    new = stage(function)(old, *jax.tree.map(take, tuple(axes[2:]), operands))
                     left = lax.dynamic_update_index_in_dim(left, jnp.float32(0), place, 0)
                     return jnp.max(left), left, jax.tree.map(put, out_axes, out, new)
 
@@ -359,7 +361,7 @@ def where_rows(predicate: Bool[Array, ""], function: Callable[..., T], otherwise
             return lax.fori_loop(0, len(places), do_some, otherwise)
 
         def select(predicate: Array, otherwise: T, *operands: Any) -> T:
-            new = jax.vmap(function, in_axes, out_axes, axis_size=size)(*operands)
+            new = jax.vmap(function, (out_axes, *in_axes), out_axes, axis_size=size)(otherwise, *operands)
 
             def choose(p: Array, new: T, otherwise: T) -> T:
                 return jax.tree.map(lambda x, y: jnp.where(p, x, y), new, otherwise)

@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from perpjax._pytree import pytree
-from perpjax.batching import batch_last, end_kernel, stage
+from perpjax.batching import batch_last, end_kernel, stage, total
+from perpjax.execution import fill_exit
 from perpjax.instrument import Instrument
-from perpjax.lots import Life, count, live, open_lot, take_stock
+from perpjax.lots import Life, count, live, open_lot, realise, take_stock
 from perpjax.margin import Opening, open_bar
 from perpjax.market import Market, PackedBar, find_segment, pick_start
 from perpjax.moments import Tally
 from perpjax.observation import ACCOUNT_FEATURES, observe_account, observe_nothing, scale_features
-from perpjax.orders import CLOSE, check_action, decode
+from perpjax.orders import CLOSE, ActionLike, check_action, decode
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rewards import log_return, shaped
 from perpjax.risk import Exposure, Review, is_ruined, review
@@ -55,7 +56,7 @@ class PerpEnv:
         """Length of `State.obs`."""
         return self.market.scaler_mean.shape[-1] + len(ACCOUNT_FEATURES)
 
-    def step(self, state: State, action: Array) -> State:
+    def step(self, state: State, action: ActionLike) -> State:
         """Trade at the open of bar t, live through its candles, and return the state at decision t + 1.
 
         Args:
@@ -65,9 +66,11 @@ class PerpEnv:
           The next state. A terminated or truncated one is absorbing: it comes back unchanged, reward 0.
 
         Raises:
-          ValueError: if the action has another shape.
+          ValueError: if the action has another shape or is not of the codec's type.
         """
-        check_action(action)
+        action = check_action(action, self.config)
+        if action.ndim > 1:
+            raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
         plain = PerpEnv(self.market, self.params, self.config)  # a subclass need not be a pytree
         new, view = plain._trade(state.replace(obs=None), action)
         return new.replace(obs=self.observe(self.market.ask_for_known(new.t, after=view[0]), view))
@@ -83,7 +86,7 @@ class PerpEnv:
         instrument = self.market.instrument_at(state.instrument)
         tick_value = instrument.tick_value
         account = state.account
-        against = account_side(account.lots) if config.opposite == "close" and config.actions == "box5" else None
+        against = account_side(account.lots) if config.opposite == "close" else None
 
         # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
         lots, used, opening = open_bar(account.lots, bar, instrument)
@@ -91,7 +94,7 @@ class PerpEnv:
 
         # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
         order = _review(config)(action, against, opening, wallet[0], bar, instrument, params)
-        entry = open_lot(order, opening.free, instrument)
+        entry = open_lot(order, opening.free)
 
         # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
         life = Life(order, entry, bar, tick_value, config.intrabar, config.max_lots, params)
@@ -116,9 +119,12 @@ class PerpEnv:
 
         view = _observe(held, exits.events, order.side, config.max_lots, equity, bar, tick_value, params)
         # What follows need not read the lots again.
-        view, equity, terminated, truncated, reward, events = end_kernel(
-            (view, equity, terminated, truncated, reward, exits.events)
+        slippage = order.slippage(bar.unpack().open[0], tick_value) + exits.slippage
+        costs = slippage, exits.gap_losses, exits.forgiven
+        view, equity, terminated, truncated, reward, events, costs = end_kernel(
+            (view, equity, terminated, truncated, reward, exits.events, costs)
         )
+        slippage, gap_losses, forgiven = costs
         ledger = add_each(
             account.ledger,
             fees=order.fee + exits.fees,
@@ -126,6 +132,9 @@ class PerpEnv:
             realised=exits.realised,
             liquidation_losses=opening.losses + exits.losses,
             traded_notional=order.notional + exits.notional,
+            slippage=slippage,
+            gap_losses=gap_losses,
+            forgiven=forgiven,
         )
         verdict = jnp.where(over, -1, order.verdict)
         happened = count(verdict, order.opens, opening.liquidated, events)
@@ -157,19 +166,30 @@ class PerpEnv:
             t, segment = find_segment(self.market, jnp.asarray(start, jnp.int32))
         row = self.market.segments.instrument[segment]
         account = open_account(self.params.initial_equity, self.config.max_lots)
-        no = jnp.zeros((), bool)
         return State(
             t=t,
             obs=self.observe(t, observe_nothing(self.params)),
             reward=jnp.zeros((), jnp.float32),
-            terminated=no,
-            truncated=no,
-            equity=account.wallet,
+            terminated=jnp.zeros((), bool),
+            truncated=jnp.zeros((), bool),
+            equity=jnp.array(self.params.initial_equity),
             account=account,
-            key=key,
+            key=jnp.array(key),
             end=jnp.minimum(t + self.config.episode_length - 1, self.market.segments.last[segment]) + 1,
             instrument=row,
         )
+
+    def liquidation_value(self, state: State) -> Float[Array, ""]:
+        """Equity after closing every lot at the last valid close, with slippage and fee; quote.
+
+        Args:
+          state: of one environment. The close is that of bar t - 1, and the ATR that of its open, as in a timeout.
+        """
+        lots, (close, atr) = state.account.lots, self.market.last_close(state.t - 1)
+        tick_value = self.market.instrument_at(state.instrument).tick_value
+        fill = fill_exit(account_side(lots), close, atr, self.params)
+        profit, fee, _ = realise(lots, fill, tick_value, self.params)
+        return state.account.wallet + total(profit - fee)
 
     def check_start(self, start: int | Int[np.ndarray, "..."]) -> None:
         """Raise unless every first bar may be traded. A traced `reset` can only clip; ask here before it.
@@ -230,7 +250,7 @@ def _review(config: EnvConfig) -> Callable[..., Review]:
             equity=wallet + opening.floating * instrument.tick_value,
             margin=opening.margin,
         )
-        order = review(order, exposure, bar.open[0], bar.valid[0], bar.atr, instrument, params)
+        order = review(order, exposure, bar.open[0], bar.mark_open[0], bar.valid[0], bar.atr, instrument, params)
         return order._replace(side=jnp.where(order.opens, order.side, opening.side))
 
     return review_order

@@ -30,13 +30,15 @@ def fill_exit(
 
 def fill_stop(
     side: Float[Array, "..."],
-    stop: Float[Array, "lots ..."],
-    candle_open: Float[Array, "lots ..."],
+    trigger: Float[Array, "lots ..."],
     extreme: Float[Array, "lots ..."],
     atr: Float[Array, "..."],
     params: EnvParams,
 ) -> Float[Array, "lots ..."]:
-    """Price of a stop: the worse of trigger and candle open, slippage, and part of the way to the adverse extreme."""
-    trigger = side * jnp.minimum(side * stop, side * candle_open)
+    """Price of a stop: its trigger, slippage, and part of the way to the candle's adverse extreme.
+
+    Args:
+      trigger: the worse of the stop and the candle's open, ticks.
+    """
     depth = jnp.ceil(params.stop_depth * jnp.abs(trigger - extreme))
     return jnp.maximum(trigger - side * (slip(trigger, atr, params) + depth), MIN_FILL)

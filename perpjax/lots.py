@@ -10,14 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perpjax.batching import any_of, by_column, by_tile, stage
 from perpjax.execution import fill_exit, fill_stop
-from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit, Paths, at_candle, find, follow
-from perpjax.margin import liquidation_ticks
 from perpjax.market import Bar, PackedBar
 from perpjax.moments import NO_SLOT, Moment, Tally, each_lot
 from perpjax.params import EnvParams, Intrabar
 from perpjax.risk import Review, is_due
-from perpjax.state import COUNTS, Holdings, Lots
+from perpjax.state import COUNTS, Holdings, Lots, gain
 
 
 class Entry(NamedTuple):
@@ -28,12 +26,11 @@ class Entry(NamedTuple):
     """`NO_SLOT` if none opens."""
 
 
-def open_lot(order: Review, free: Int[Array, "..."], instrument: Instrument) -> Entry:
-    """The lot of an accepted order, with its liquidation price, for the lowest free slot."""
-    level = stage(liquidation_ticks)(order.side, order.entry, order.quantity, order.margin, instrument)
+def open_lot(order: Review, free: Int[Array, "..."]) -> Entry:
+    """The lot of an accepted order, for the lowest free slot."""
     lot = Lots(
-        order.side, order.quantity, order.entry, order.margin, order.leverage, order.stop, order.target, level,
-        age=jnp.zeros_like(order.verdict),
+        order.side, order.quantity, order.entry, order.margin, order.leverage, order.stop, order.target,
+        order.liquidation, age=jnp.zeros_like(order.verdict),
     )  # fmt: skip
     return Entry(lot, jnp.where(order.opens, free, NO_SLOT))
 
@@ -93,6 +90,10 @@ class Exits(NamedTuple):
     losses: Float[Array, "..."]
     """Margins of the liquidated lots."""
     notional: Float[Array, "..."]
+    slippage: Float[Array, "..."]
+    gap_losses: Float[Array, "..."]
+    forgiven: Float[Array, "..."]
+    """These three as in `state.Ledger`."""
     events: Tally
     """As `End.events`."""
 
@@ -102,7 +103,7 @@ class Life(Moment[tuple[Exits, Holdings]]):
     """The candles of a bar, what they end, and what is held after them.
 
     Attributes:
-      order: its side is the account's, and so that of each lot; lots that it closes see no candle.
+      order: its side is the account's, and so that of each lot.
       entry: what it opens before the first candle.
       rule: see `intrabar.resolve`.
       slots: lots the account can hold.
@@ -132,7 +133,7 @@ class Life(Moment[tuple[Exits, Holdings]]):
 
     @property
     def steps(self):
-        return self.end, self.fill
+        return self.end, self.trigger, self.fill
 
     def end(self, lot: Lots) -> End:
         """How it ended."""
@@ -140,26 +141,37 @@ class Life(Moment[tuple[Exits, Holdings]]):
         hit = find(self.paths(bar), lot, self.side, self.rule)
         due = held & is_due(lot.age + 1, self.params) & any_of(bar.valid)
         how = jnp.where((hit.how == Exit.NONE) & due, Exit.TIMED_OUT, hit.how)
-        how = jnp.where(closes & held, Exit.CLOSED, how)
+        # A resting stop or target that the first open has reached is filled before the order that comes there.
+        opened = self.side * bar.open[0]
+        resting = (opened <= self.side * lot.stop) | (opened > self.side * lot.target)
+        how = jnp.where(closes & held & ~resting, Exit.CLOSED, how)
         return End.pack(how, hit.candle, hit.ambiguous & ~closes, held & (how == Exit.NONE))
 
-    def fill(self, lot: Lots, end: End) -> Float[Array, "..."]:
-        """The price at which it was filled; 0 where it was not."""
-        bar, side, params = self.bar.unpack(), self.side, self.params
-        paths = self.paths(bar)
-        opened, extreme = (side * at_candle(x, end.candle) for x in (paths.opens, paths.worst))
-        stopped = fill_stop(side, lot.stop, opened, extreme, bar.atr, params)
-        at_market = fill_exit(side, jnp.where(end.how == Exit.CLOSED, bar.open[0], bar.close[-1]), bar.atr, params)
-        price = jnp.where(end.how == Exit.STOPPED, stopped, jnp.where(end.how == Exit.TARGET, lot.target, at_market))
+    def trigger(self, lot: Lots, end: End) -> Float[Array, "..."]:
+        """The price that made it end, before slippage; 0 where it did not end by a fill."""
+        bar, side = self.bar.unpack(), self.side
+        opened = at_candle(self.paths(bar).opens, end.candle)
+        price = jnp.where(end.how == Exit.STOPPED, side * jnp.minimum(side * lot.stop, opened), lot.target)
+        price = jnp.where(end.how == Exit.CLOSED, bar.open[0], price)
+        price = jnp.where(end.how == Exit.TIMED_OUT, bar.close[-1], price)
         return jnp.where(end.how > Exit.LIQUIDATED, price, 0)
 
-    def weigh(self, lot: Lots, facts: tuple[End, Array], slot: Int[Array, "..."] | int) -> tuple[Exits, Holdings]:
-        end, fill = facts
-        lot = lot.replace(side=self.side)  # a number fewer to read
-        exits = settle(lot, end, fill, self.tick_value, self.slots, self.params)
-        return exits, Holdings.of(keep(lot, end, self.bar.halted), self.bar.unpack().mark_close[-1])
+    def fill(self, lot: Lots, end: End, trigger: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The price at which it was filled; 0 where it was not."""
+        bar, side, params = self.bar.unpack(), self.side, self.params
+        extreme = side * at_candle(self.paths(bar).worst, end.candle)
+        stopped = fill_stop(side, trigger, extreme, bar.atr, params)
+        price = jnp.where(end.how == Exit.STOPPED, stopped, fill_exit(side, trigger, bar.atr, params))
+        return jnp.where(end.how == Exit.TARGET, trigger, jnp.where(end.how > Exit.LIQUIDATED, price, 0))
 
-    def write(self, lot: Lots, facts: tuple[End, Array]) -> dict[str, Array]:
+    def weigh(
+        self, lot: Lots, facts: tuple[End, Array, Array], slot: Int[Array, "..."] | int
+    ) -> tuple[Exits, Holdings]:
+        lot = lot.replace(side=self.side)  # a number fewer to read
+        exits = settle(lot, *facts, self.tick_value, self.slots, self.params)
+        return exits, Holdings.of(keep(lot, facts[0], self.bar.halted), self.bar.unpack().mark_close[-1])
+
+    def write(self, lot: Lots, facts: tuple[End, Array, Array]) -> dict[str, Array]:
         return vars(keep(lot, facts[0], self.bar.halted))
 
     def add(self, a: tuple[Exits, Holdings], b: tuple[Exits, Holdings]) -> tuple[Exits, Holdings]:
@@ -201,26 +213,44 @@ def _follow(packed: PackedBar, side: Float[Array, "..."]) -> Paths:
     return jax.tree.map(by_tile, paths._replace(opens=None, mark_opens=None))
 
 
+def realise(
+    lot: Lots, fill: Float[Array, "..."], tick_value: Float[Array, "..."], params: EnvParams
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """Profit and fee of an exit at `fill`, and what was forgiven: after entry no lot costs more than its margin."""
+    profit = gain(lot, fill) * tick_value
+    fee = params.taker_fee * (lot.quantity * fill * tick_value)
+    floored = jnp.maximum(profit, -lot.margin)
+    return floored, jnp.minimum(fee, lot.margin + floored), jnp.maximum(fee - profit - lot.margin, 0)
+
+
 def settle(
     lot: Lots,
     end: End,
+    trigger: Float[Array, "..."],
     fill: Float[Array, "..."],
     tick_value: Float[Array, "..."],
     slots: int,
     params: EnvParams,
 ) -> Exits:
-    """Realise the exit of a lot, if it ended, and take its fee. After entry no lot ever costs more than its margin.
+    """Realise the exit of a lot, if it ended, and take its fee.
 
     Args:
-      fill: 0 if there was none.
+      trigger, fill: 0 if there was none.
       slots: at most so many exits are added up.
     """
-    notional = lot.quantity * fill * tick_value
-    profit = jnp.maximum(lot.side * lot.quantity * (fill - lot.entry) * tick_value, -lot.margin)
-    profit = jnp.where(fill > 0, profit, 0)
-    fee = jnp.minimum(params.taker_fee * notional, lot.margin + profit)
-    loss = jnp.where(end.how == Exit.LIQUIDATED, lot.margin, 0)
-    return Exits(profit, fee, loss, notional, Tally.of(end.events, slots))
+    worth = lot.quantity * tick_value
+    profit, fee, forgiven = (jnp.where(fill > 0, x, 0) for x in realise(lot, fill, tick_value, params))
+    gap = jnp.where(end.how == Exit.STOPPED, lot.side * (lot.stop - trigger), 0)
+    return Exits(
+        realised=profit,
+        fees=fee,
+        losses=jnp.where(end.how == Exit.LIQUIDATED, lot.margin, 0),
+        notional=worth * fill,
+        slippage=worth * (lot.side * (trigger - fill)),
+        gap_losses=worth * gap,
+        forgiven=forgiven,
+        events=Tally.of(end.events, slots),
+    )
 
 
 def keep(lots: Lots, end: End, halted: Bool[Array, "..."]) -> Lots:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from perpjax.batching import split_table
 from perpjax.instrument import Instrument
@@ -64,9 +64,9 @@ def liquidation_ticks(
     smallest over all brackets: maintenance is the largest of the brackets' lines, so no look-up is needed.
 
     Args:
-      side: +1 or -1; entry in ticks; quantity in steps (> 0); margin in quote currency.
+      side: +1 or -1; entry in ticks; quantity in steps, 0 counts as 1; margin in quote currency.
     """
-    per_tick = 1 / (quantity * instrument.tick_value)
+    per_tick = 1 / (jnp.where(quantity > 0, quantity, 1) * instrument.tick_value)
     free = margin * per_tick
     distance = jnp.full_like(entry, jnp.inf)
     is_long = side > 0
@@ -87,6 +87,13 @@ def funding_payment(
 ) -> Float[Array, "..."]:
     """What each lot pays at a settlement (negative: receives), quote currency; never more than its margin."""
     return jnp.minimum(side * quantity * funding_price * tick_value * funding_rate, margin)
+
+
+def at_liquidation(
+    side: Float[Array, "..."], mark: Float[Array, "..."], level: Float[Array, "..."]
+) -> Bool[Array, "..."]:
+    """Whether the mark is at or past a liquidation price; a level of 0 is none."""
+    return (level > 0) & (side * (mark - level) <= 0)
 
 
 class Fate(enum.IntEnum):
@@ -168,13 +175,13 @@ class _Open(Moment[Opening]):
         rate, tick_value = bar.funding_rate, self.instrument.tick_value
         paid = funding_payment(lot.side, lot.quantity, lot.margin, bar.funding_price, rate, tick_value)
         margin = lot.margin - paid
-        moved = liquidation_ticks(lot.side, lot.entry, jnp.where(held, lot.quantity, 1), margin, self.instrument)
+        moved = liquidation_ticks(lot.side, lot.entry, lot.quantity, margin, self.instrument)
         return paid, margin, jnp.where(held & (rate != 0), moved, lot.liquidation)
 
     def liquidate(self, lot: Lots, settled: tuple[Array, Array, Array]) -> Int[Array, "..."]:
         """Its `Fate`: whether the mark is at or past its liquidation price. A byte, read by many kernels."""
         bar, (_, _, level) = self.bar.unpack(), settled
-        reached = bar.valid[0] & (level > 0) & (lot.side * (bar.mark_open[0] - level) <= 0)
+        reached = bar.valid[0] & at_liquidation(lot.side, bar.mark_open[0], level)
         fate = jnp.where(reached, Fate.LIQUIDATED, Fate.HELD)
         return jnp.where(lot.quantity > 0, fate, Fate.FREE).astype(jnp.int8)
 

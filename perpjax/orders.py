@@ -1,16 +1,20 @@
 """What a policy may ask for, and the codecs from actions to orders."""
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from perpjax.batching import any_of
 from perpjax.params import EnvConfig, EnvParams
 
 HOLD, LONG, SHORT, CLOSE = 0, 1, -1, 2
+
+ActionLike = Any
+"""An array of five numbers, or a list of them; see `check_action`."""
 
 DIRECTIONS = (HOLD, LONG, SHORT, CLOSE)
 SIZES = (0.25, 0.5, 0.75, 1.0)
@@ -33,7 +37,8 @@ class Verdict(enum.IntEnum):
     MAX_EXPOSURE = 4
     MAX_NOTIONAL = 5
     BELOW_MINIMUM = 6
-    ACCEPTED = 7
+    IMMEDIATE_LIQUIDATION = 7
+    ACCEPTED = 8
 
 
 class Order(NamedTuple):
@@ -49,19 +54,55 @@ class Order(NamedTuple):
     target_multiple: Float[Array, "..."]
 
 
-def check_action(action: Array) -> None:
-    """Raise unless it is one action.
+def to_array(action: ActionLike) -> Array:
+    """An action, or a batch of them, as a device array of its own kind; lists and numbers are taken, too.
 
     Raises:
-      ValueError: naming the shape it has.
+      ValueError: for what is no array of numbers.
     """
-    if jnp.shape(action)[:1] != (5,):
-        raise ValueError(f"an action has shape (5,), not {jnp.shape(action)}; use jax.vmap for a batch")
+    if isinstance(action, jax.Array):
+        return action
+    if any(isinstance(x, jax.Array) for x in jax.tree.leaves(action)):
+        return jnp.asarray(action)
+    try:
+        host = np.asarray(action)
+    except ValueError:
+        raise ValueError(f"an action is an array of five numbers, not {action!r}") from None
+    if jnp.issubdtype(host.dtype, jnp.integer):  # a device has no 64-bit integers: 2^32 would become 0
+        host = np.clip(host, -(2**31), 2**31 - 1).astype(np.int32)
+    elif not jnp.issubdtype(host.dtype, jnp.number) and host.dtype != bool:
+        raise ValueError(f"an action is an array of five numbers, not {action!r}")
+    return jnp.asarray(host)
 
 
-def decode(action: Array, params: EnvParams, config: EnvConfig) -> Order:
+def check_action(action: ActionLike, config: EnvConfig) -> Array:
+    """The action as its codec wants it: float32 for `box5`, int32 for `multi_discrete`; [5], or [5, batch].
+
+    Raises:
+      ValueError: naming the codec and the type or the shape that the action has.
+    """
+    action = to_array(action)
+    kind, dtype = (jnp.floating, jnp.float32) if config.actions == "box5" else (jnp.integer, jnp.int32)
+    if not jnp.issubdtype(action.dtype, kind):
+        raise ValueError(
+            f"an action of {config.actions} is an array of {_MEANING[config.actions]}, not of {action.dtype}"
+        )
+    if action.shape[:1] != (5,):
+        raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
+    if kind is jnp.integer and action.dtype != dtype:  # what int32 cannot hold is out of range all the same
+        action = jnp.clip(action, 0, 127)
+    return action.astype(dtype)
+
+
+_MEANING = {
+    "box5": "floats in [-1, 1] (direction, size, leverage, stop, target)",
+    "multi_discrete": f"integers, indices below {MULTI_DISCRETE}",
+}
+
+
+def decode(action: ActionLike, params: EnvParams, config: EnvConfig) -> Order:
     """The order that an action means; NaN or infinite entries make it HOLD, others are clipped to their range."""
-    check_action(action)
+    action = check_action(action, config)
     # All zeros are HOLD in both codecs.
     action = jnp.where(any_of(~jnp.isfinite(action)), jnp.zeros_like(action), action)
     return _decode_box(action, params) if config.actions == "box5" else _decode_discrete(action, params)
@@ -69,7 +110,7 @@ def decode(action: Array, params: EnvParams, config: EnvConfig) -> Order:
 
 def _decode_box(action: Array, params: EnvParams) -> Order:
     """[direction, size, leverage, stop, target], each in [-1, 1]."""
-    action = jnp.clip(action.astype(jnp.float32), -1.0, 1.0)
+    action = jnp.clip(action, -1.0, 1.0)
     unit = (action + 1) / 2
     direction = (action[0] > THRESHOLD).astype(jnp.int32) - (action[0] < -THRESHOLD).astype(jnp.int32)
     return Order(

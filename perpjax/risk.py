@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax.batching import split_table
+from perpjax.batching import split_table, stage
 from perpjax.execution import fill_entry, slip
 from perpjax.instrument import Instrument
+from perpjax.margin import at_liquidation, liquidation_ticks
 from perpjax.orders import CLOSE, HOLD, SHORT, Order, Verdict
 from perpjax.params import EnvParams
 
@@ -15,6 +16,8 @@ MIN_STOP, MAX_STOP = 0.5, 3.0
 """Range of the stop multiple, ATRs."""
 MIN_TARGET, MAX_TARGET = 0.5, 6.0
 """Range of the target multiple, ATRs; the target is also at least as far as the stop."""
+STEP_SLACK = 2.0**-22
+"""Fraction of a quantity, at most half a step, by which it may fall short of a whole step and still count as that."""
 
 
 class Exposure(NamedTuple):
@@ -53,11 +56,17 @@ class Review(NamedTuple):
     stop: Float[Array, "..."]
     """Ticks."""
     target: Float[Array, "..."]
+    liquidation: Float[Array, "..."]
+    """Ticks; 0 for a long that has none."""
 
     @property
     def opens(self) -> Bool[Array, "..."]:
         """Whether a lot opens."""
         return self.notional != 0
+
+    def slippage(self, price: Float[Array, "..."], tick_value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """From the open, in ticks, to the fill of the lot that opens; quote."""
+        return jnp.where(self.opens, self.side * self.quantity * (self.entry - price) * tick_value, 0)
 
     @property
     def closes(self) -> Bool[Array, "..."]:
@@ -86,6 +95,7 @@ def review(
     order: Order,
     account: Exposure,
     price: Float[Array, "..."],
+    mark: Float[Array, "..."],
     tradable: Bool[Array, "..."],
     atr: Float[Array, "..."],
     instrument: Instrument,
@@ -97,6 +107,7 @@ def review(
       order: as decoded; multiples and leverage are clamped here.
       account: what is held.
       price: last-price open of the bar's first candle, ticks.
+      mark: mark open of that candle, ticks.
       tradable: whether that candle is valid.
       atr: known at the open, ticks.
     """
@@ -114,8 +125,11 @@ def review(
     side = jnp.where(order.direction == SHORT, -1.0, 1.0)
     entry = fill_entry(side, price, atr, params)
     step_notional = entry * instrument.tick_value
-    quantity = jnp.minimum(jnp.floor(margin * leverage / step_notional), instrument.max_steps)
+    steps = margin * leverage / step_notional
+    quantity = jnp.minimum(jnp.floor(steps + jnp.minimum(steps * STEP_SLACK, 0.5)), instrument.max_steps)
     notional = quantity * step_notional
+    posted = notional / leverage
+    level = stage(liquidation_ticks)(side, entry, quantity, posted, instrument)
     stop_distance = jnp.maximum(slip(price, atr, params) + 1, jnp.round(stop_multiple * atr))
     target_distance = jnp.maximum(stop_distance, jnp.round(target_multiple * atr))
 
@@ -130,12 +144,13 @@ def review(
         ((available <= 0) | (free <= 0), Verdict.MAX_EXPOSURE),
         (wanted > instrument.brackets[-1, 1], Verdict.MAX_NOTIONAL),
         ((quantity < 1) | (notional < instrument.min_notional), Verdict.BELOW_MINIMUM),
+        (at_liquidation(side, mark, level), Verdict.IMMEDIATE_LIQUIDATION),
     )
     verdict = jnp.int32(Verdict.ACCEPTED)
     for holds, code in reversed(verdicts):
         verdict = jnp.where(holds, jnp.int32(code), verdict)
     notional = jnp.where((verdict == Verdict.ACCEPTED) & ~close, notional, 0)
     return Review(
-        verdict, side, entry, quantity, leverage, notional / leverage,
-        notional, params.taker_fee * notional, entry - side * stop_distance, entry + side * target_distance,
+        verdict, side, entry, quantity, leverage, posted, notional, params.taker_fee * notional,
+        entry - side * stop_distance, entry + side * target_distance, level,
     )  # fmt: skip

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from perpjax.env import PerpEnv
 from perpjax.state import State
-from perpjax.wrappers import AutoReset, Episode, VecEnv
+from perpjax.wrappers import AutoReset, Env, Episode, VecEnv, unwrapped
 
 Act = Callable[[Array, State], Array]
 """(key, state) to an action."""
 
 
-def window_starts(env: PerpEnv) -> Int[np.ndarray, "windows"]:
+def window_starts(env: Env) -> Int[np.ndarray, "windows"]:
     """First bars of the whole episodes that fit into the market's segments without overlap."""
+    env = unwrapped(env)
     length, segments = env.config.episode_length, env.market.segments
     return np.concatenate(
         [
@@ -26,11 +26,12 @@ def window_starts(env: PerpEnv) -> Int[np.ndarray, "windows"]:
     )
 
 
-def play_windows(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "windows"]) -> Episode:
+def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"]) -> Episode:
     """Play one episode from each first bar.
 
     Args:
-      env: the market, parameters and choices to play on.
+      env: the market, parameters and choices to play on. An `AutoReset` or a `VecEnv` around it is left out; any
+        other wrapper is a pytree and takes part.
       act: the policy; a pytree of arrays (`jax.tree_util.Partial`) avoids a second compilation.
       key: of all random numbers; windows do not share them.
       starts: first bars; see `window_starts`.
@@ -41,14 +42,15 @@ def play_windows(env: PerpEnv, act: Act, key: Array, starts: Int[np.ndarray, "wi
     Raises:
       ValueError: a first bar that may not be traded.
     """
-    env.check_start(starts)
+    unwrapped(env).check_start(starts)
+    env = unwrapped(env, AutoReset, VecEnv)
     if not isinstance(act, jax.tree_util.Partial):
         act = jax.tree_util.Partial(act)
     return _play(env, act, key, jnp.asarray(starts))
 
 
 @jax.jit
-def _play(env: PerpEnv, act: Act, key: Array, starts: Int[Array, "windows"]) -> Episode:
+def _play(env: Env, act: Act, key: Array, starts: Int[Array, "windows"]) -> Episode:
     envs = VecEnv(AutoReset(env))
     state = envs.reset(jax.random.split(key, starts.shape[0]), starts)
 
@@ -62,5 +64,5 @@ def _play(env: PerpEnv, act: Act, key: Array, starts: Int[Array, "windows"]) -> 
 
     done = jnp.zeros(starts.shape[0], bool)
     carry = (state, done, state.episode)
-    (_, _, episode), _ = jax.lax.scan(step, carry, jax.random.split(key, env.config.episode_length))
+    (_, _, episode), _ = jax.lax.scan(step, carry, jax.random.split(key, unwrapped(env).config.episode_length))
     return envs.by_row(episode)

@@ -13,7 +13,11 @@ from perpjax.orders import Verdict
 
 @pytree
 class Lots:
-    """Fixed slots of isolated positions; a free slot has quantity 0 and zeros everywhere."""
+    """Fixed slots of isolated positions; a free slot has quantity 0 and zeros everywhere.
+
+    In the state of a `VecEnv` every field is [lots, num_envs]: `lots.entry[i]` is slot i of every environment.
+    `VecEnv.one(state, i)` is the state of environment i.
+    """
 
     side: Float[Array, "lots"]
     """+1 long, -1 short, 0 free."""
@@ -46,8 +50,14 @@ class Ledger:
     liquidation_losses: Float[Array, ""]
     traded_notional: Float[Array, ""]
     """Entries and exits; a liquidation has no fill and is not counted."""
+    slippage: Float[Array, ""]
+    """From the price that triggered each market fill to the fill, entries and exits."""
+    gap_losses: Float[Array, ""]
+    """From each stop to the candle open beyond it."""
+    forgiven: Float[Array, ""]
+    """What exits would have cost beyond their lots' margins: the floor of the profit and the cap of the fee."""
     low: tuple[Float[Array, ""], ...]
-    """Compensations of the five sums above, in their order."""
+    """Compensations of the sums above, in the order of `SUMS`."""
     counts: Int[Array, "counts"]
     """Verdicts and events, in the order of `COUNTS`; the properties below name them."""
     counts_axis: int = -1
@@ -107,6 +117,8 @@ class Ledger:
         return last
 
 
+SUMS = ("fees", "funding", "realised", "liquidation_losses", "traded_notional", "slippage", "gap_losses", "forgiven")
+"""The ledger's sums of money."""
 EVENTS = ("opened", "liquidated", "stopped", "targets", "closed", "timed_out", "ambiguous")
 """What can become of a lot, by its name in the ledger."""
 COUNTS = (*Verdict, *EVENTS)
@@ -147,15 +159,14 @@ class State:
 
 def open_account(initial_equity: Float[Array, ""], max_lots: int) -> Account:
     """An account that has done nothing yet."""
-    zero = jnp.zeros((), jnp.float32)
-    empty = jnp.zeros(max_lots, jnp.float32)
-    lots = Lots(*[empty] * 8, age=jnp.zeros(max_lots, jnp.int32))
-    ledger = Ledger(
-        *[zero] * 5,
-        low=(zero,) * 5,
-        counts=jnp.zeros(len(COUNTS), jnp.int32),
-    )
-    return Account(jnp.asarray(initial_equity, jnp.float32), zero, lots, ledger)
+
+    def zeros(count: int, shape: tuple[int, ...] = ()) -> list[Array]:
+        return [jnp.zeros(shape, jnp.float32) for _ in range(count)]
+
+    lots = Lots(*zeros(8, (max_lots,)), age=jnp.zeros(max_lots, jnp.int32))
+    sums, low = zeros(len(SUMS)), tuple(zeros(len(SUMS)))
+    ledger = Ledger(*sums, low=low, counts=jnp.zeros(len(COUNTS), jnp.int32))
+    return Account(jnp.array(initial_equity, jnp.float32), *zeros(1), lots, ledger)
 
 
 Money = tuple[Float[Array, "..."], Float[Array, "..."]]
@@ -175,9 +186,8 @@ def add(total: Money, *amounts: Float[Array, "..."]) -> Money:
 
 
 def add_each(ledger: Ledger, **amounts: Float[Array, ""]) -> Ledger:
-    """Post to the ledger's five sums of money, all named."""
-    names = ("fees", "funding", "realised", "liquidation_losses", "traded_notional")
-    sums = {n: add((getattr(ledger, n), low), amounts[n]) for n, low in zip(names, ledger.low, strict=True)}
+    """Post to the ledger's sums of money, all named."""
+    sums = {n: add((getattr(ledger, n), low), amounts[n]) for n, low in zip(SUMS, ledger.low, strict=True)}
     low = tuple(low for _, low in sums.values())
     return ledger.replace(low=low, **{name: high for name, (high, _) in sums.items()})
 

@@ -1,5 +1,6 @@
 """Auto-reset and episode statistics."""
 
+import dataclasses
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -8,17 +9,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._pytree import pytree
 from perpjax.batching import end_kernel, where_rows
+from perpjax.orders import ActionLike, to_array
 from perpjax.state import Ledger, Lots, State
 
 T = TypeVar("T")
 
 
 class Env(Protocol):
-    """What a wrapper wraps: `PerpEnv`, or another wrapper with its `reset` and `step`."""
+    """What a wrapper wraps: `PerpEnv`, or another wrapper with its `reset` and `step`.
+
+    The innermost one may have a `liquidation_value(state)`; without it an episode's is its equity.
+    """
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State: ...
 
-    def step(self, state: State, action: Array) -> State: ...
+    def step(self, state: State, action: ActionLike) -> State: ...
 
 
 @pytree
@@ -31,6 +36,8 @@ class Episode:
     """Bars."""
     equity: Float[Array, ""]
     """After the last step, quote."""
+    liquidation_value: Float[Array, ""]
+    """`PerpEnv.liquidation_value` of the state that ended it, quote; before that the same as `equity`."""
     peak: Float[Array, ""]
     """Highest equity so far, quote."""
     max_drawdown: Float[Array, ""]
@@ -59,25 +66,26 @@ class AutoReset:
 
     env: Env
 
-    def step(self, state: EpisodeState, action: Array) -> EpisodeState:
+    def step(self, state: EpisodeState, action: ActionLike) -> EpisodeState:
         """As the wrapped environment's `step`; never absorbed."""
         started = state.terminated | state.truncated
         no = jnp.zeros_like(started)
         # A GPU reads equity and flags here, and need not keep them while it writes the new ones.
         started, peak = end_kernel((started, jnp.where(started, state.equity, state.episode.peak)))
         stepped = self.env.step(_plain(state, terminated=no, truncated=no), action)
-        episode = _follow(state.episode, peak, stepped, started)
         done = stepped.terminated | stepped.truncated
         resets = state.resets + done
-        fresh = _reset_if(done, self.env, _plain(stepped), resets)
-        return EpisodeState(**vars(fresh), final_obs=stepped.obs, episode=episode, resets=resets)
+        fresh, liquidation_value = _reset_if(done, self.env, _plain(stepped), resets)
+        episode = _follow(state.episode, peak, stepped, started, liquidation_value)
+        return own_buffers(EpisodeState(**vars(fresh), final_obs=stepped.obs, episode=episode, resets=resets))
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> EpisodeState:
         """As the wrapped environment's `reset`, with an empty episode."""
         state = self.env.reset(key, start)
-        zero = jnp.zeros_like(state.equity)
-        episode = Episode(zero, jnp.zeros_like(state.t), state.equity, state.equity, zero, state.account.ledger)
-        return EpisodeState(**vars(state), final_obs=state.obs, episode=episode, resets=jnp.zeros_like(state.t))
+        zero, equity = jnp.zeros_like(state.equity), state.equity
+        episode = Episode(zero, jnp.zeros_like(state.t), equity, equity, equity, zero, state.account.ledger)
+        state = EpisodeState(**vars(state), final_obs=state.obs, episode=episode, resets=jnp.zeros_like(state.t))
+        return own_buffers(state)
 
 
 @pytree
@@ -87,13 +95,13 @@ class VecEnv:
     So `state.account.lots` has fields of [lots, num_envs] and `ledger.counts` is [counts, num_envs], where a plain
     `jax.vmap(env.step)` has [num_envs, lots] and [num_envs, counts]; all else is the same, the ledger's properties too.
     Numbers of one kind side by side are what vector units and a GPU's threads read; those of a plain batch a CPU copies
-    in every step. `by_row` gives the one for the other. A `VecEnv` is not wrapped again: for more axes `jax.vmap` its
-    `step`.
+    in every step. `one` gives the state of a single environment, `by_row` that of a plain batch. A `VecEnv` is not
+    wrapped again: for more axes `jax.vmap` its `step`.
     """
 
     env: Env
 
-    def step(self, state: State, action: Array) -> State:
+    def step(self, state: State, action: ActionLike) -> State:
         """As the wrapped environment's `step`, of many states and of actions [num_envs, 5].
 
         Raises:
@@ -105,7 +113,7 @@ class VecEnv:
             )
         state = _with_axis(state, -1)
         axes = self.axes(state)
-        return _with_axis(jax.vmap(self.env.step, (axes, 0), axes)(state, action), -2)
+        return _with_axis(jax.vmap(self.env.step, (axes, 0), axes)(state, to_array(action)), -2)
 
     def reset(self, key: Array, start: Int[Array, "num_envs"] | None = None) -> State:
         """As the wrapped environment's `reset`, with a key for each environment, and a first bar if any is given."""
@@ -125,6 +133,21 @@ class VecEnv:
         return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
 
     @staticmethod
+    def one(state: T, i: int | Int[Array, ""]) -> T:
+        """The state of environment i, as the wrapped environment knows it.
+
+        `state.account.lots.entry[i]` is another thing: slot i of every environment.
+
+        Raises:
+          IndexError: if i is not one of the environments.
+        """
+        state = VecEnv.by_row(state)
+        num_envs = len(jax.tree.leaves(state)[0])
+        if not isinstance(i, jax.core.Tracer) and not -num_envs <= i < num_envs:
+            raise IndexError(f"environment {i} is not one of {num_envs}")
+        return jax.tree.map(lambda x: x[i], state)
+
+    @staticmethod
     def by_row(state: T) -> T:
         """The state, or a part of it, as a plain `jax.vmap` has it: everything of environment i in row i.
 
@@ -132,6 +155,19 @@ class VecEnv:
         """
         axes = VecEnv.axes(state)
         return _with_axis(jax.tree.map(lambda axis, x: x if axis == 0 else x.swapaxes(-2, -1), axes, state), -1)
+
+
+def unwrapped(env: Env, *kinds: type) -> Env:
+    """The environment without its wrappers of these kinds, at any depth; without any wrapper if no kind is named.
+
+    A wrapper is a dataclass that holds the environment it wraps in the field `env`.
+    """
+    if not hasattr(env, "env"):
+        return env
+    inner = unwrapped(env.env, *kinds)
+    if not kinds or isinstance(env, kinds):
+        return inner
+    return env if inner is env.env else dataclasses.replace(env, env=inner)
 
 
 def _with_axis(state: T, axis: int) -> T:
@@ -143,10 +179,11 @@ def _with_axis(state: T, axis: int) -> T:
     return jax.tree.map(name, state, is_leaf=lambda x: isinstance(x, Ledger))
 
 
-def _reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, ""]) -> State:
+def _reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, ""]) -> tuple[State, Float[Array, ""]]:
     """A fresh episode where `done`, the state itself elsewhere; in a batch only the rows that ask are reset.
 
-    Key, reward and flags stay what they were.
+    Key, reward and flags stay what they were. With it the liquidation value of the episode that is done; equity
+    elsewhere.
 
     Args:
       state: a plain one.
@@ -156,10 +193,25 @@ def _reset_if(done: Bool[Array, ""], env: Env, state: State, number: Int[Array, 
     kept = {name: getattr(state, name) for name in ("key", "reward", "terminated", "truncated")}
     without = dict.fromkeys(kept)
 
-    def begin(env: Env, key: Array, number: Array) -> State:
-        return _with_axis(_plain(env.reset(jax.random.fold_in(key, number)), **without), axis)
+    def begin(old: tuple[State, Array], env: Env, key: Array, number: Array) -> tuple[State, Array]:
+        fresh = _with_axis(_plain(env.reset(jax.random.fold_in(key, number)), **without), axis)
+        inner = unwrapped(env)
+        return fresh, inner.liquidation_value(old[0]) if hasattr(inner, "liquidation_value") else old[1]
 
-    return where_rows(done, begin, state.replace(**without), env, state.key, number).replace(**kept)
+    fresh, value = where_rows(done, begin, (state.replace(**without), state.equity), env, state.key, number)
+    return fresh.replace(**kept), value
+
+
+def own_buffers(state: T) -> T:
+    """The state with an array of its own in every leaf, so that it can be donated."""
+    seen = set()
+
+    def own(x: Array) -> Array:
+        x = jnp.copy(x) if id(x) in seen else x
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(own, state)
 
 
 def _plain(state: State, **changes: Array) -> State:
@@ -168,13 +220,20 @@ def _plain(state: State, **changes: Array) -> State:
     return State(**(fields | changes))
 
 
-def _follow(episode: Episode, peak: Float[Array, ""], state: State, started: Bool[Array, ""]) -> Episode:
+def _follow(
+    episode: Episode,
+    peak: Float[Array, ""],
+    state: State,
+    started: Bool[Array, ""],
+    liquidation_value: Float[Array, ""],
+) -> Episode:
     """Account for one more step; `started` marks the first of an episode, `peak` is the highest equity before it."""
     peak = jnp.maximum(peak, state.equity)
     return Episode(
         return_=jnp.where(started, 0, episode.return_) + state.reward,
         length=jnp.where(started, 0, episode.length) + 1,
         equity=state.equity,
+        liquidation_value=liquidation_value,
         peak=peak,
         max_drawdown=jnp.maximum(jnp.where(started, 0, episode.max_drawdown), 1 - state.equity / peak),
         ledger=state.account.ledger,

@@ -118,8 +118,14 @@ def hand_market(
     )
 
 
-def crash_market(bars: int = 1200, candles: int = 5, has_mark: bool = True, seed: int = 0, first: int = 673) -> Market:
-    """Heavy tails, gaps, crashes of 15 to 30 %, missing candles, a mark that strays, funding of both signs."""
+def crash_market(
+    bars: int = 1200, candles: int = 5, has_mark: bool = True, seed: int = 0, first: int = 673, wild: bool = False
+) -> Market:
+    """Heavy tails, gaps, crashes of 15 to 30 %, missing candles, a mark that strays, funding of both signs.
+
+    In a wild market the mark has parts of ticks, and one candle of 50 has a mark that is off by percents. One bar of
+    ten opens with a gap of percents in the last price alone.
+    """
     rng = np.random.default_rng(seed)
     n = bars * candles
     returns = rng.normal(0, 0.003, n) * (1 + 5 * (rng.random(n) < 0.02))
@@ -136,9 +142,15 @@ def crash_market(bars: int = 1200, candles: int = 5, has_mark: bool = True, seed
     for i in np.flatnonzero(~valid):
         open_[i] = high[i] = low[i] = close[i] = close[i - 1]
     last = np.stack([open_, high, low, close], -1)
-    mark = last + np.round(close * rng.normal(0, 0.001, n))[:, None]
-    mark[:, 1] += np.round(close * rng.exponential(0.0005, n))
-    mark[:, 2] -= np.round(close * rng.exponential(0.0005, n))
+    off = close * rng.normal(0, 0.001, n)  # opens and closes of the mark are no whole ticks
+    more = np.random.default_rng([seed, 1])  # so that the other numbers are the same in a market that is not wild
+    mark = last + (off * np.where(more.random(n) < 0.02, 20, 1) if wild else off)[:, None]
+    mark[:, 1] = np.ceil(mark[:, 1] + close * rng.exponential(0.0005, n))
+    mark[:, 2] = np.floor(mark[:, 2] - close * rng.exponential(0.0005, n))
+    if wild:
+        opens = np.flatnonzero((np.arange(n) % candles == 0) & valid & (more.random(n) < 0.1))
+        last[opens, 0] = np.maximum(np.round(last[opens, 0] * (1 + more.normal(0, 0.05, len(opens)))), 5)
+        last[:, 1], last[:, 2] = last.max(axis=1), last.min(axis=1)
     last, mark = last.reshape(bars, candles, 4), np.maximum(mark, 1).reshape(bars, candles, 4)
     funding = np.zeros((bars, 2))
     settles = np.arange(0, bars, 16)

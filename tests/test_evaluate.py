@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from markets import FREE, crash_market, hand_market, order
 
-from perpjax import EnvConfig, EnvParams, PerpEnv, concatenate_markets
+from benchmarks.synthetic_policies import Windows, tabulate
+from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, concatenate_markets
 from perpjax.orders import MULTI_DISCRETE
 from perpjax.rollout import play_windows
+from train.display import print_results
 from train.evaluate import Result, evaluate, hold, random, t_statistic, window_starts
 
 LENGTH = 24
@@ -33,7 +35,7 @@ def test_hold_is_exactly_nothing(env):
     assert set(map(len, result)) == {10}
     for name, x in result._asdict().items():
         np.testing.assert_array_equal(x, 0.0, err_msg=name)
-    assert result.t_stat() == 0.0
+    assert math.isnan(result.t_stat())
 
 
 def test_windows_are_rows(env):
@@ -51,6 +53,19 @@ def test_random_is_seeded(env):
     assert (first.trades > 0).all() and (first.fees > 0).all()
     # Windows of one call do not share their random numbers.
     assert len(np.unique(first.returns)) == len(first.returns)
+
+
+def test_wrappers_are_left_out(env):
+    act = jax.tree_util.Partial(random(env))
+    plain = evaluate(env, act, jax.random.key(3))
+    for wrapped in (AutoReset(env), VecEnv(AutoReset(env))):
+        np.testing.assert_array_equal(window_starts(wrapped), window_starts(env))
+        for a, b in zip(plain, evaluate(wrapped, act, jax.random.key(3)), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert random(wrapped)(jax.random.key(1), None).tolist() == random(env)(jax.random.key(1), None).tolist()
+        assert hold(wrapped)(None, None).tolist() == hold(env)(None, None).tolist()
+        with pytest.raises(ValueError, match="start = 3 is not a bar"):
+            evaluate(wrapped, act, jax.random.key(3), np.array([3]))
 
 
 # Windows.
@@ -91,8 +106,38 @@ def test_t_statistic_by_hand():
     # 1, 2, 3, 6: mean 3, deviations 2 1 0 3, variance (4 + 1 + 0 + 9) / 3 = 14/3, s.e. sqrt(14/3 / 4) = sqrt(7/6)
     assert t_statistic(np.array([1.0, 2.0, 3.0, 6.0])) == pytest.approx(3 / math.sqrt(7 / 6))
     assert t_statistic(-np.array([1.0, 2.0, 3.0, 6.0])) == pytest.approx(-3 / math.sqrt(7 / 6))
-    # No spread, or nothing to have one: 0, without a warning.
-    assert [t_statistic(np.array(x)) for x in ([], [5.0], [0.0, 0.0], [1.0, 1.0])] == [0.0] * 4
+    # No spread, or nothing to have one: no value, without a warning. (0.1 is not the mean of three in float64.)
+    for x in ([], [5.0], [0.0, 0.0], [1.0, 1.0], [0.1, 0.1, 0.1]):
+        assert math.isnan(t_statistic(np.array(x)))
+
+
+def result_of(*returns: float) -> Result:
+    return Result(np.array(returns), np.array(returns), *[np.zeros(len(returns))] * 5)
+
+
+@pytest.mark.parametrize(
+    "returns, cells, against",
+    [((0.02,), ["+2.000", "-", "-"], "-"), ((0.02, 0.04), ["+3.000", "1.000", "+3.0"], "+3.0")],
+)
+def test_the_table_shows_a_dash_for_a_t_without_a_value(returns, cells, against, capsys):
+    nothing = [0.0] * len(returns)
+    print_results({"trained": result_of(*returns), "hold": result_of(*nothing), "random": result_of(*nothing)}, "title")
+    out = capsys.readouterr().out
+    rows = {
+        row[0]: row[1:4] for row in ([x.strip() for x in line.split("│")[1:-1]] for line in out.splitlines()) if row
+    }
+    assert rows["trained"] == cells
+    assert rows["hold"][2] == rows["random"][2] == "-"
+    assert f"trained against random: {against}." in " ".join(out.split()) and "nan" not in out
+
+
+def test_the_table_of_policies_shows_a_dash_for_one_window():
+    def windows(*returns: float) -> Windows:
+        return Windows(np.array(returns), np.array(returns), np.array(returns))
+
+    results = [{"oracle": {"val": windows(0.02), "test": windows(0.02, 0.04)}}]
+    one, two = (line.split() for line in tabulate(results).splitlines()[1:])
+    assert one[3:6] == ["2.00", "-", "-"] and two[3:6] == ["3.00", "1.41", "3.0"]
 
 
 def follow_by_hand(env: PerpEnv, actions: np.ndarray, start: int) -> dict[str, float]:
@@ -109,12 +154,30 @@ def follow_by_hand(env: PerpEnv, actions: np.ndarray, start: int) -> dict[str, f
     ledger = state.account.ledger
     return dict(
         returns=float(state.equity) / initial - 1,
+        closed_returns=close_by_hand(env, state) / initial - 1,
         max_drawdown=drawdown,
         trades=float(ledger.opened),
         fees=float(ledger.fees) / initial,
+        slippage=float(ledger.slippage) / initial,
         liquidations=float(ledger.liquidated),
         terminated=bool(state.terminated),
     )
+
+
+def close_by_hand(env: PerpEnv, state: State) -> float:
+    """The wallet after closing every lot at the last valid close, with slippage and fee."""
+    bar, lots, p = env.market.bar(state.t - 1), jax.tree.map(np.asarray, state.account.lots), env.params
+    close, wallet, tick_value = (
+        float(bar.close[-1]),
+        float(state.account.wallet),
+        float(env.market.instrument.tick_value),
+    )
+    slip = math.ceil(float(p.slippage_base) * close + float(p.slippage_atr) * float(bar.atr))
+    for i in np.flatnonzero(lots.quantity):
+        fill = max(close - lots.side[i] * slip, 1.0)
+        gain = max(lots.side[i] * lots.quantity[i] * (fill - lots.entry[i]) * tick_value, -lots.margin[i])
+        wallet += gain - min(float(p.taker_fee) * lots.quantity[i] * fill * tick_value, lots.margin[i] + gain)
+    return float(wallet)
 
 
 step = jax.jit(PerpEnv.step)

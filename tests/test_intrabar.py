@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from markets import CONFIG, FREE, HOLD, expect, hand_market, order, play, step
+from markets import CONFIG, FREE, HOLD, expect, hand_market, order, play, step, verdicts
 
 from perpjax.env import PerpEnv
 from perpjax.execution import fill_entry, fill_exit, fill_stop, slip
+from perpjax.instrument import Instrument
 from perpjax.intrabar import Exit, Hit, resolve
 from perpjax.market import Bar
 from perpjax.params import EnvConfig, EnvParams
@@ -135,9 +136,31 @@ def test_the_entry_bar_is_checked(side):
     # So does the very candle it opened in,
     market = hand_market(last={(1, 0): mirrored((0, -60, 0, 0), side)}, atr=100)
     expect(play(market, near)[-1], opened=1, stopped=1, wallet=9_500)
-    # and its mark: opened at 1000 while the mark stands past L, it is liquidated there.
-    market = hand_market(mark={(1, 0): mirrored((-95, -95, -95, -95), side)}, atr=100)
-    expect(play(market, near)[-1], opened=1, liquidated=1, wallet=9_000)
+    # and its mark: opened at 1000, it is liquidated when the mark has fallen past L.
+    market = hand_market(mark={(1, 0): mirrored((0, -95, 0, -95), side)}, atr=100)
+    expect(play(market, open_order("far", side)[0])[-1], opened=1, liquidated=1, wallet=9_000)
+
+
+@pytest.mark.parametrize("side", [1, -1], ids=["long", "short"])
+def test_an_order_that_would_be_liquidated_at_once_is_refused(side):
+    # L is 909 for a long and 1090 for a short; candle 0 opens with the mark on it, then one tick before it.
+    far, _ = open_order("far", side)
+    off = 91 if side > 0 else 90
+    for distance, opened in ((off + 4, 0), (off, 0), (off - 1, 1)):
+        market = hand_market(mark={(1, 0): mirrored((-distance, -distance, 0, 0), side)}, atr=100)
+        state = play(market, far)[-1]
+        expect(state, opened=opened, open_lots=opened, liquidated=0, wallet=10_000, traded_notional=10_000 * opened)
+        assert verdicts(state) == {"ACCEPTED": 1} if opened else {"IMMEDIATE_LIQUIDATION": 1}
+    # Slippage can do it, too. At 32x the margin is 31 ticks of 1000, and slip(1000) = 63: L = E - d 23 is beyond 1000.
+    wide = FREE.replace(slippage_base=1 / 16, max_leverage=32.0)
+    action = np.array([1 if side > 0 else 2, 3, 4, 3, 4], np.int32)
+    state = play(hand_market(atr=100), action, params=wide)[-1]
+    assert verdicts(state) == {"IMMEDIATE_LIQUIDATION": 1}
+    expect(state, opened=0, wallet=10_000, slippage=0)
+    # BELOW_MINIMUM comes first.
+    small = np.array([1 if side > 0 else 2, 0, 4, 3, 4], np.int32)
+    poor = wide.replace(initial_equity=1.0)
+    assert verdicts(play(hand_market(atr=100), small, params=poor)[-1]) == {"BELOW_MINIMUM": 1}
 
 
 @pytest.mark.parametrize("side", [1, -1], ids=["long", "short"])
@@ -160,7 +183,7 @@ def test_opening_check_comes_before_the_order(side):
     opened, closed = play(market, far, order(2))[-2:]
     expect(opened, open_lots=1)
     expect(closed, liquidated=1, closed=0, wallet=9_000, traded_notional=10_000)
-    assert closed.account.ledger.refused.tolist() == [1, 0, 0, 0, 0, 0, 0, 1]  # CLOSE found no lot: HOLD
+    assert closed.account.ledger.refused.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]  # CLOSE found no lot: HOLD
     # An opposite order is no hedge any more; its lot is sized from what is left: 0.1 * 9000 = 900 of margin.
     # It is opened at 1000, and at -95 against the first lot the mark is +95 for it.
     expect(play(market, far, order(-side, stop=3.0, target=6.0))[-1], opened=2, liquidated=1, lot_margin=900.0)
@@ -208,12 +231,26 @@ def test_slots_freed_by_the_opening_check_are_used_in_the_same_bar():
     state = play(market, small, small, small, order(-1, stop=3.0))[-1]
     expect(state, opened=4, liquidated=3, liquidation_losses=577, wallet=9_423, open_lots=1)
     expect(state, lot_side=-1, lot_quantity=942, lot_age=1, lot_liquidation=1090)
-    # A long is opened just as well, but candle 0 opens on that mark for it too: rule 7, the entry bar.
+    # A long is refused: candle 0 opens on that mark for it, too.
     state = play(market, small, small, small, order(1, stop=3.0))[-1]
-    expect(state, opened=4, liquidated=4, wallet=9_423 - 942, open_lots=0)
+    expect(state, opened=3, liquidated=3, wallet=9_423, open_lots=0, refused=[0, 0, 0, 0, 0, 0, 0, 1, 3])
     # Without the gap the fourth order is refused MAX_LOTS.
     state = play(hand_market(atr=100), small, small, small, order(1, stop=3.0))[-1]
-    expect(state, opened=3, refused=[0, 0, 1, 0, 0, 0, 0, 3])
+    expect(state, opened=3, refused=[0, 0, 1, 0, 0, 0, 0, 0, 3])
+
+
+def test_the_last_candle_of_the_longest_bar():
+    # 10 units from 100, stop at 97; the last candle of a bar opens at 90: 100 lost. With 300 candles of 3 s a bar the
+    # packed index of candle 291 once read as 35, and 9 970 were left.
+    instrument = Instrument("TENTH", 0.1, 0.01, 5.0, 1e5)
+    for candles in (1, 15):
+        last = {(2, candles - 1): (900, 900, 900, 900)}
+        market = hand_market(last=last, candles=candles, atr=10, instrument=instrument)
+        state = play(market, order(1, leverage=1.0, stop=3.0), HOLD)[-1]
+        expect(state, stopped=1, opened=1, open_lots=0, wallet=9_900, gap_losses=70)
+    for candles in (16, 300, 600, 900):
+        with pytest.raises(ValueError, match=f"candles_per_bar is {candles}; it must be 1 to 15"):
+            hand_market(candles=candles)
 
 
 @pytest.mark.parametrize("side", [1, -1], ids=["long", "short"])
@@ -226,6 +263,7 @@ def test_stop_fill_with_slippage_and_depth(side):
     # Short: E = 976, q = floor(10 000 / 9.76) = 1024, stop 1024. Opens at 1040, high 1100: x = 1040, slip ceil(16.25
     # + 8) = 25, depth 15: fill 1080, loss 1024 * 104 * 0.01 = 1064.96, but no more than M = 1024 * 9.76 / 10 = 999.424.
     # From inside (1010, high 1099): x = 1024, slip 24, depth ceil(75 / 4) = 19: fill 1067, 1024 * 91 * 0.01 = 931.84.
+    # Slippage in ticks, entry and exit: 24 + 38 and 24 + 43; 24 + 40 and 24 + 43. The gap is 16 ticks, both ways.
     params = EnvParams(taker_fee=0.0, slippage_base=1 / 64, slippage_atr=0.5, stop_depth=0.25)
     candles = {
         1: ((960, 970, 900, 950), (990, 990, 901, 950)),
@@ -236,6 +274,10 @@ def test_stop_fill_with_slippage_and_depth(side):
         market = hand_market(last={(2, 1): ohlc}, atr=16)
         state = play(market, order(side, stop=3.0), HOLD, params=params)[-1]
         expect(state, stopped=1, realised=-loss, wallet=10_000 - loss)
+        tick, gapped = (9.76 if side > 0 else 10.24), ohlc[0] in (960, 1040)
+        exit = (38 if side > 0 else 40) if gapped else 43
+        expect(state, slippage=tick * (24 + exit), gap_losses=tick * 16 * gapped)
+        expect(state, forgiven=1064.96 - 999.424 if side < 0 and gapped else 0, rtol=1e-5)
 
 
 def test_fill_prices():
@@ -252,7 +294,8 @@ def test_fill_prices():
     opens, extremes = jnp.array([970.0, 896.0, 1000.0, 1088.0, 6.0]), jnp.array([896.0, 832.0, 1088.0, 1090.0, 2.0])
     # 960: 15 + 5 = 20, depth 64 / 4 = 16 -> 924.  896: 14 + 5 = 19, 16 -> 861.
     # 1024: 16 + 5 = 21, 16 -> 1061.  1088: 17 + 5 = 22, ceil(0.5) = 1 -> 1111.  6: ceil(5.09) = 6, 1 -> -1 -> 1.
-    fills = fill_stop(sides, stops, opens, extremes, atr, params)
+    triggers = sides * jnp.minimum(sides * stops, sides * opens)
+    fills = fill_stop(sides, triggers, extremes, atr, params)
     np.testing.assert_array_equal(fills, [924, 861, 1061, 1111, 1])
 
 

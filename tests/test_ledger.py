@@ -11,7 +11,7 @@ from perpjax.env import PerpEnv
 from perpjax.moments import Tally, count_used
 from perpjax.orders import CLOSE
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.state import State, add, open_account, unrealised
+from perpjax.state import SUMS, State, add, open_account, unrealised
 from perpjax.wrappers import AutoReset
 
 WILD = EnvParams(max_exposure=0.5, max_leverage=20.0, ruin_fraction=0.05, max_hold=5)
@@ -44,15 +44,14 @@ def exact(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 def ledger_money(ledger) -> dict[str, np.ndarray]:
-    names = ("fees", "funding", "realised", "liquidation_losses", "traded_notional")
-    return {n: exact(getattr(ledger, n), ledger.low[i]) for i, n in enumerate(names)}
+    return {n: exact(getattr(ledger, n), low) for n, low in zip(SUMS, ledger.low, strict=True)}
 
 
 def test_random_play_sees_everything(states):
     ledger = states.episode.ledger
     for name in ("opened", "stopped", "targets", "timed_out", "closed", "liquidated", "ambiguous"):
         assert getattr(ledger, name).sum() > 0, name
-    assert ledger.refused.sum((0, 1))[[0, 1, 2, 3, 4, 7]].min() > 0
+    assert ledger.refused.sum((0, 1))[[0, 1, 2, 3, 4, 8]].min() > 0
     assert (states.terminated | states.truncated).sum() >= 3
 
 
@@ -136,6 +135,18 @@ def test_a_million_postings_do_not_drift():
     assert abs(float(exact(*total)) - (1e4 + 1e6 * float(amount))) < 1e-4
     naive = jax.lax.fori_loop(0, 1_000_000, lambda _, x: x + amount, jnp.float32(1e4))
     assert abs(float(naive) - 20_000) > 1
+
+
+@pytest.mark.parametrize("slots", [1, 10, 31, 1023, 1024])
+def test_a_tally_holds_as_many_lots_as_an_account_may(slots):
+    names = ("liquidated", "stopped", "targets", "closed", "timed_out", "ambiguous", "held")
+    for hot in range(len(names)):
+        one = Tally.of({name: jnp.bool_(i != hot) for i, name in enumerate(names)}, slots)
+        total = jax.tree.map(lambda x: x * slots, one)  # as if all of them were added up
+        assert [int(total[name]) for name in names] == [0 if i == hot else slots for i in range(len(names))]
+    EnvConfig(max_lots=slots)
+    with pytest.raises(ValueError, match="max_lots = 1025"):
+        EnvConfig(max_lots=1025)
 
 
 def test_two_float_sums_are_renormalised():

@@ -137,7 +137,9 @@ def test_the_slack_is_a_quarter_of_a_tick_at_two_to_the_twenty(excess, ticks_awa
 
 def test_the_fee_inside_maintenance():
     # OKX form: f = 0.01 on m = 0.01: (100 - 20) / 0.98 = 81.63 -> 918; 80 / 1.02 = 78.4 -> 1079.
-    market = hand_market(instrument=Instrument("FEE", 1.0, 0.01, 5.0, 1e5, 0.01, HAND.brackets), atr=100)
+    brackets = HAND.brackets.copy()
+    brackets[0, 2] = 49  # at 50x maintenance and fee would be all of the margin
+    market = hand_market(instrument=Instrument("FEE", 1.0, 0.01, 5.0, 1e5, 0.01, brackets), atr=100)
     for side, level in ((1, 918), (-1, 1079)):
         expect(play(market, order(side))[-1], lot_liquidation=level)
 

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from markets import FREE, hand_market
 
+from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.orders import CLOSE, HOLD, LONG, MULTI_DISCRETE, SHORT, Verdict, decode, hold_action, sample_action
 from perpjax.params import EnvConfig, EnvParams
 
@@ -22,7 +24,7 @@ def test_codes_are_those_of_the_contract():
     assert (HOLD, LONG, SHORT, CLOSE) == (0, 1, -1, 2)
     assert [(v.name, v.value) for v in Verdict] == [
         ("HOLD", 0), ("DATA_GAP", 1), ("MAX_LOTS", 2), ("NO_HEDGE", 3), ("MAX_EXPOSURE", 4), ("MAX_NOTIONAL", 5),
-        ("BELOW_MINIMUM", 6), ("ACCEPTED", 7),
+        ("BELOW_MINIMUM", 6), ("IMMEDIATE_LIQUIDATION", 7), ("ACCEPTED", 8),
     ]  # fmt: skip
     assert MULTI_DISCRETE == (4, 4, 5, 4, 5)
 
@@ -62,8 +64,64 @@ def test_hold_is_an_action_like_those_that_are_sampled(kind):
 
 
 def test_one_entry_that_is_not_finite_makes_the_order_hold():
-    for kind, short in zip(KINDS, ([-1, 1, 1, 1, 1], [2, 3, 4, 3, 4]), strict=True):
-        action = jnp.array(short, jnp.float32)
-        assert int(decode(action, EnvParams(), EnvConfig(kind)).direction) == SHORT
-        for i in range(5):
-            assert int(decode(action.at[i].set(jnp.nan), EnvParams(), EnvConfig(kind)).direction) == HOLD
+    action, config = jnp.array([-1, 1, 1, 1, 1], jnp.float32), EnvConfig("box5")
+    assert int(decode(action, EnvParams(), config).direction) == SHORT
+    for i in range(5):
+        assert int(decode(action.at[i].set(jnp.nan), EnvParams(), config).direction) == HOLD
+
+
+SHORTS = {"box5": [-1.0, 1.0, 1.0, 1.0, 1.0], "multi_discrete": [2, 3, 4, 3, 4]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_actions_of_the_codecs_kind_are_taken_in_any_form(kind):
+    config, numbers = EnvConfig(kind), SHORTS[kind]
+    wanted = decode(jnp.asarray(numbers), EnvParams(), config)
+    kinds = ("f2", "f4", "f8") if kind == "box5" else ("i1", "u1", "i2", "i4", "u4", "i8", "u8")
+    forms = [numbers, tuple(numbers), [np.float64(x) if kind == "box5" else np.int64(x) for x in numbers]]
+    forms += [np.array(numbers, dtype) for dtype in kinds]
+    forms += [[jnp.asarray(x) for x in numbers]]
+    if kind == "box5":
+        forms += [[-1, 1.0, 1, 1, 1], jnp.asarray(numbers, jnp.bfloat16)]  # some whole numbers among floats
+    for action in forms:
+        assert [float(x) for x in decode(action, EnvParams(), config)] == [float(x) for x in wanted]
+        step = jax.jit(lambda a: decode(a, EnvParams(), config))
+        assert [float(x) for x in step(action)] == [float(x) for x in wanted]
+
+
+@pytest.mark.parametrize("kind, given, called", [
+    ("box5", [2, 3, 0, 3, 4], "int"), ("box5", [True] * 5, "bool"), ("multi_discrete", [True] * 5, "bool"),
+    ("multi_discrete", [2.0, 3.0, 0.0, 3.0, 4.0], "float"), ("multi_discrete", [1j] * 5, "complex"),
+])  # fmt: skip
+def test_actions_of_another_kind_are_refused_where_the_step_is_traced(kind, given, called):
+    config = EnvConfig(kind, max_lots=3, episode_length=6)
+    env = PerpEnv(hand_market(), FREE, config)
+    state = env.reset(jax.random.key(0), 1)
+    for action in (given, np.array(given), jnp.array(given)):
+        with pytest.raises(ValueError, match=f"an action of {kind} .* not of {called}"):
+            jax.eval_shape(lambda a: env.step(state, a), action)
+        with pytest.raises(ValueError, match=f"an action of {kind} .* not of {called}"):
+            env.step(state, action)
+    batch = jnp.array([given])
+    many = VecEnv(AutoReset(env))
+    with pytest.raises(ValueError, match=f"an action of {kind} .* not of {called}"):
+        many.step(many.reset(jax.random.split(jax.random.key(0), 1)), batch)
+
+
+@pytest.mark.parametrize("action", [[1, 2], [[1] * 5] * 5, 3, [], ["a"] * 5, None, [[1, 2], [3]], {"a": 1}])
+def test_what_is_no_action_is_one_line(action):
+    env = PerpEnv(hand_market(), FREE, EnvConfig(max_lots=3, episode_length=6))
+    with pytest.raises(ValueError, match="an action ") as caught:
+        env.step(env.reset(jax.random.key(0), 1), action)
+    assert "\n" not in str(caught.value)
+
+
+def test_integers_out_of_range_are_the_nearest_choice():
+    for dtype in (np.int8, np.int32, np.int64, np.uint32, np.uint64):
+        top = np.iinfo(dtype).max
+        for large in (99, top):
+            got = decode(np.full(5, large, dtype), EnvParams(), EnvConfig())
+            assert [float(x) for x in got] == [CLOSE, 1, 10, 3, 6]
+        if np.iinfo(dtype).min < 0:
+            got = decode(np.full(5, np.iinfo(dtype).min, dtype), EnvParams(), EnvConfig())
+            assert [float(x) for x in got] == [HOLD, 0.25, 1, 0.5, 0.5]

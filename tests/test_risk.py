@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from markets import FREE, HAND, HOLD, expect, hand_market, order, play, verdicts
 
+from perpjax.env import PerpEnv
 from perpjax.instrument import BRACKETS, EXACT, Instrument, find_instrument
-from perpjax.orders import CLOSE, LONG, SHORT, Order, Verdict
-from perpjax.params import EnvConfig, EnvParams
+from perpjax.orders import CLOSE, LONG, SHORT, SIZES, Order, Verdict
+from perpjax.params import RANGES, EnvConfig, EnvParams
 from perpjax.risk import Exposure, Review, review
 
 DEVICE = HAND.on_device()
@@ -28,6 +29,7 @@ def judge(
     account: Exposure = ACCOUNT,
     tradable: bool = True,
     price: float = 1000.0,
+    mark: float = 1000.0,
     atr: float = 10.0,
     instrument: Instrument = DEVICE,
     params: EnvParams = FREE,
@@ -36,7 +38,7 @@ def judge(
     """`review` with some fields of the order or of the account changed."""
     order = order._replace(**{k: v for k, v in changes.items() if k in Order._fields})
     account = account._replace(**{k: v for k, v in changes.items() if k in Exposure._fields})
-    floats = [order, account, price, tradable, atr]
+    floats = [order, account, price, mark, tradable, atr]
     arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else None), floats)
     return _review(*arrays, instrument, params)
 
@@ -48,6 +50,7 @@ def test_an_order_that_passes():
         expected = dict(
             verdict=Verdict.ACCEPTED, side=side, entry=1000.0, quantity=1000.0, leverage=10.0,
             margin=1000.0, notional=10_000.0, fee=0.0, stop=1000 - 20 * side, target=1000 + 40 * side,
+            liquidation=909.0 if side > 0 else 1090.0,
         )  # fmt: skip
         chex.assert_trees_all_close(jax.tree.map(float, got._asdict()), jax.tree.map(float, expected), rtol=1e-6)
         assert bool(got.opens) and not bool(got.closes)
@@ -62,6 +65,7 @@ REASONS = {
     Verdict.MAX_EXPOSURE: dict(margin=1001.0),
     Verdict.MAX_NOTIONAL: dict(equity=1e8, wallet=1e8),
     Verdict.BELOW_MINIMUM: dict(size=0.0),
+    Verdict.IMMEDIATE_LIQUIDATION: dict(mark=909.0),
 }
 
 
@@ -318,13 +322,51 @@ def test_params_out_of_range(name, value):
         EnvParams().replace(**{name: value})
 
 
+@pytest.mark.parametrize("end", [1, 2], ids=["lowest", "highest"])
+@pytest.mark.parametrize("name", RANGES)
+def test_a_bound_survives_the_way_to_the_device_and_back(name, end):
+    """The float32 of a bound may lie beyond its float64, as that of 0.1 does."""
+    dtype, bound = RANGES[name][0], RANGES[name][end]
+    params = EnvParams(**{name: bound})
+    held = getattr(params, name)
+    for value in (held, np.asarray(held), held.item(), np.full(3, held), jnp.full(3, held), [bound, held.item()]):
+        again = EnvParams(**{name: value})
+        assert getattr(again, name).dtype == dtype and (getattr(again, name) == held).all()
+        again.replace(max_exposure=0.5)
+        jax.tree.map(lambda x: x, again).replace(risk_penalty=0.5)
+        jax.tree.map(np.asarray, again).replace(risk_penalty=0.5)
+        EnvParams(**{f.name: np.asarray(getattr(again, f.name)) for f in dataclasses.fields(again)})
+    away = (-1, 1)[end - 1]
+    beyond = int(bound) + away if dtype == jnp.int32 else np.nextafter(np.float32(bound), np.float32(away * np.inf))
+    for value in (beyond, float(beyond), np.array([held, beyond])):
+        with pytest.raises(ValueError, match=rf"EnvParams.{name} = [^ ]+ is not .*\[.*\]") as caught:
+            EnvParams(**{name: value})
+        told = float(str(caught.value).split()[2])
+        assert told == pytest.approx(float(beyond), rel=1e-9) and not RANGES[name][1] <= told <= RANGES[name][2]
+
+
+@pytest.mark.parametrize("value", [10**19, -(10**400), 10**400, 2**30 + 1, 2**31, 1e300, np.inf])
+def test_a_number_too_large_for_its_field_is_refused(value):
+    for name in ("max_hold", "taker_fee"):
+        with pytest.raises(ValueError, match=f"EnvParams.{name} = .* is not"):
+            EnvParams(**{name: value})
+
+
 @pytest.mark.parametrize("name, value", [
     ("actions", "box"), ("intrabar", "worst"), ("reward", "sharpe"), ("opposite", "hedge"), ("max_lots", 0),
     ("max_lots", 2.0), ("max_lots", True), ("episode_length", 0), ("episode_length", "7"),
+    ("max_lots", 1025), ("max_lots", 10**19), ("episode_length", 2**30 + 1), ("episode_length", 2**31),
+    ("episode_length", 10**19),
 ])  # fmt: skip
 def test_config_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"EnvConfig.{name} = "):
         EnvConfig(**{name: value})
+
+
+def test_the_longest_episode_is_too_long_for_a_market_and_no_overflow():
+    config = EnvConfig(max_lots=1024, episode_length=2**30)
+    with pytest.raises(ValueError, match=f"too short for an episode of {2**30} bars"):
+        PerpEnv(hand_market(), config=config)
 
 
 def test_unflattening_neither_validates_nor_casts():
@@ -357,10 +399,58 @@ def test_bracket_tables_of_a_wrong_shape_and_a_fee_that_fills_them():
     for table in (np.zeros((0, 5)), BTC[:, :4], BTC[0]):
         with pytest.raises(ValueError, match="brackets"):
             Instrument(brackets=table)
-    steep = [(0, 1e6, 10, 0.95, 0)]
+    steep = [(0, 1e6, 1, 0.95, 0)]
     Instrument(brackets=steep)
     with pytest.raises(ValueError, match="reach 1"):
         Instrument(brackets=steep, maintenance_fee_rate=0.06)
+
+
+def test_a_quotient_that_is_a_whole_number_of_steps_is_that_many():
+    # 0.1 * 500 * 3 / (300 * 0.0005) = 1000 exactly; in float32 this and hundreds like it come out just below.
+    instrument = Instrument("HALF", 0.5, 0.001, 0.01, 1e4).on_device()
+    equity, exposure, price, leverage, size = np.array(
+        list(itertools.product((500, 3000, 20_000), (0.1, 0.2, 0.3), (300, 600, 700, 750), (1, 2, 3, 5, 10), SIZES))
+    ).T
+    exact = size * exposure * equity * leverage / (price * 0.0005)
+    whole = np.abs(exact - np.round(exact)) < 1e-9 * exact
+    steps = np.float32(exposure) * np.float32(equity) * np.float32(size) * np.float32(leverage)
+    steps /= np.float32(price) * np.float32(instrument.tick_value)
+    assert (np.floor(steps) < np.round(exact))[whole].sum() > 50
+
+    def quantity(equity, exposure, price, leverage, size):
+        zero = jnp.float32(0)
+        account = Exposure(jnp.int32(0), 3, zero, equity, equity, zero)
+        order = Order(jnp.int32(LONG), size, leverage, jnp.float32(2), jnp.float32(4))
+        params = FREE.replace(max_exposure=exposure)
+        return review(order, account, price, price, jnp.bool_(True), jnp.float32(10), instrument, params)
+
+    floats = (jnp.asarray(x, jnp.float32) for x in (equity, exposure, price, leverage, size))
+    got = jax.jit(jax.vmap(quantity))(*floats)
+    np.testing.assert_array_equal(got.quantity[whole], np.round(exact)[whole])
+    # Others are rounded down, unless they lie within the slack below a whole number.
+    slack = np.minimum(exact * 2.0**-22, 0.5)
+    assert (np.asarray(got.quantity) <= exact + 2 * slack).all() and (np.asarray(got.quantity) > exact - 1).all()
+    # The margin exceeds what was asked for by the slack and no more.
+    asked = size * exposure * equity
+    assert (np.asarray(got.margin) <= asked * (1 + 2.0**-22 + 2.0**-22)).all()
+
+
+def test_maintenance_at_the_maximum_leverage_is_below_the_margin():
+    # Rate times leverage is the share of a lot's margin that maintenance takes when the lot opens.
+    Instrument(brackets=[(0, 1e9, 10, 0.0999, 0)])
+    for rate in (0.1, 0.25):
+        with pytest.raises(ValueError, match=r"bracket row 0 .* at its max leverage .* takes all of the margin"):
+            Instrument(brackets=[(0, 1e9, 10, rate, 0)])
+    # With the fee in it: 150 x (0.004 + 0.05) = 8.1. Row 3 of these is the first to reach 1: 20 x (0.025 + 0.025).
+    with pytest.raises(ValueError, match=r"bracket row 0 .* with a fee of 0\.05"):
+        Instrument(maintenance_fee_rate=0.05)
+    table = [(0, 1e5, 20, 0.01, 0), (1e5, 2e5, 20, 0.025, 1500)]
+    Instrument(brackets=table, maintenance_fee_rate=0.0249)
+    with pytest.raises(ValueError, match="bracket row 1 "):
+        Instrument(brackets=table, maintenance_fee_rate=0.025)
+
+
+def test_fees_of_maintenance_are_fractions():
     for fee in (-0.1, 0.1, np.nan):
         with pytest.raises(ValueError, match="maintenance_fee_rate"):
             Instrument(maintenance_fee_rate=fee)

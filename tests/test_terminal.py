@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import chex
 import jax
@@ -13,7 +14,7 @@ from markets import FREE, HOLD, crash_market, expect, hand_market, order
 from perpjax.env import PerpEnv
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.state import State
-from perpjax.wrappers import AutoReset, EpisodeState
+from perpjax.wrappers import AutoReset, EpisodeState, VecEnv
 
 CONFIG = EnvConfig(max_lots=3, episode_length=2)
 _step = jax.jit(lambda env, state, action: env.step(state, action))
@@ -53,6 +54,83 @@ def test_three_episode_ends_in_a_row():
     # The key stays, and is folded with the number of the episode.
     assert [int(s.resets) for s in states] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len({np.asarray(jax.random.key_data(s.key)).tobytes() for s in states}) == 1
+
+
+@pytest.mark.parametrize("side", [1, -1], ids=["long", "short"])
+def test_liquidation_value_closes_what_is_open_at_the_end(side):
+    # E = 1000 without slippage at entry; 1000 steps, 10 quote a tick. The last valid close is 1024, slip(1024) = 21:
+    # a long is closed at 1003 and a short at 1045; the fee is 1/512 of 10 030 or 10 450. The mark is 1050.
+    last = {(2, 0): (1000, 1024, 1000, 1024)}
+    mark = {(2, k): (1000, 1050, 1000, 1050) for k in range(3)}
+    market = hand_market(last=last, mark=mark, invalid=[(2, 1), (2, 2)], atr=10)
+    action = order(side, stop=3.0, target=6.0)
+    costly = FREE.replace(slippage_base=1 / 64, slippage_atr=0.5, taker_fee=1 / 512)
+    env = PerpEnv(market, FREE, CONFIG)
+    opened = env.step(env.reset(jax.random.key(0), 1), action)
+    expect(opened, lot_entry=1000, lot_quantity=1000, wallet=10_000)
+    plain = PerpEnv(market, costly, CONFIG).step(opened, HOLD)
+    episodes = AutoReset(PerpEnv(market, costly, CONFIG))
+    begun = episodes.reset(jax.random.key(0), 1)
+    begun = begun.replace(**{name: getattr(opened, name) for name in ("t", "obs", "equity", "account")})
+    ended = episodes.step(begun, HOLD)
+    worth = 10_000 + 30 - 10_030 / 512 if side > 0 else 10_000 - 450 - 10_450 / 512
+    np.testing.assert_allclose(ended.episode.liquidation_value, worth, rtol=1e-7)
+    np.testing.assert_allclose(ended.episode.equity, 10_000 + 500 * side, rtol=1e-7)
+    np.testing.assert_allclose(episodes.env.liquidation_value(plain), worth, rtol=1e-7)
+    # Before its end an episode says its equity; the next one begins with its own.
+    assert float(begun.episode.liquidation_value) == float(begun.episode.equity)
+    assert float(ended.equity) == 10_000
+    # The same in a batch, slot by slot and all at once; what is lost beyond the margin is not paid here either.
+    for size in (3, 256):
+        many = VecEnv(episodes)
+        state = many.reset(jax.random.split(jax.random.key(0), size), np.full(size, 1))
+        for step in (action, HOLD):
+            state = many.step(state, np.broadcast_to(step, (size, 5)))
+        one = episodes.step(episodes.step(episodes.reset(jax.random.key(0), 1), action), HOLD)
+        np.testing.assert_allclose(state.episode.liquidation_value, float(one.episode.liquidation_value), rtol=1e-6)
+        if side > 0:  # the short is stopped
+            assert float(one.episode.liquidation_value) < float(one.episode.equity)
+
+
+def test_nothing_is_lost_beyond_the_margin_when_everything_is_closed():
+    # The last price ends at 700, the mark stays: 3000 lost on paper, 1000 of margin.
+    market = hand_market(last={(2, 2): (1000, 1000, 700, 700)}, atr=200)
+    env = PerpEnv(market, FREE.replace(taker_fee=1 / 512), CONFIG)
+    state = env.step(env.step(env.reset(jax.random.key(0), 1), order(1, stop=3.0)), HOLD)
+    margin = float(state.account.lots.margin[0])
+    np.testing.assert_allclose(env.liquidation_value(state), float(state.account.wallet) - margin, rtol=1e-7)
+    assert float(env.liquidation_value(env.reset(jax.random.key(0), 1))) == 10_000
+
+
+def donate(state: State) -> None:
+    """Give a state away, as a training loop does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some arrays cannot be reused, which is said
+        jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda x: x, s), donate_argnums=0)(state))
+
+
+def test_every_public_state_can_be_donated():
+    plain = PerpEnv(crash_market(bars=760), EnvParams(), EnvConfig(max_lots=2, episode_length=3))
+    keys, one = jax.random.split(jax.random.key(0), 2), jax.random.key(1)
+    for env, key, starts in (
+        (plain, one, 700), (AutoReset(plain), one, 700), (VecEnv(plain), keys, np.full(2, 700)),
+        (VecEnv(AutoReset(plain)), keys, np.full(2, 700)),
+    ):  # fmt: skip
+        for wrap in (lambda f: f, jax.jit):
+            reset, step = wrap(env.reset), wrap(env.step)
+            donate(reset(key))
+            action = np.broadcast_to(order(1), (2, 5) if isinstance(env, VecEnv) else (5,))
+            for steps in range(4):  # the third ends an episode
+                state = reset(key, starts)
+                for _ in range(steps):
+                    state = step(state, action)
+                donate(state)
+        if isinstance(env, VecEnv):
+            donate(VecEnv.by_row(env.reset(key)))
+            donate(VecEnv.one(env.reset(key), 1))
+    donate(jax.vmap(AutoReset(plain).reset)(keys))
+    # The key that was given is not given away with the state.
+    jax.random.key_data(keys), jax.random.key_data(one)
 
 
 def test_every_reset_draws_anew():

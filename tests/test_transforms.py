@@ -224,7 +224,7 @@ def test_where_rows_is_a_cond_per_element(look, monkeypatch):
     monkeypatch.setattr(batching, "LOOK", look)
 
     def run(p: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return where_rows(p, lambda x, y: (x + y, x * 2), (x, y), x, y)
+        return where_rows(p, lambda old, x, y: (x + y, old[0] * 2), (x, y), x, y)
 
     x, y = jnp.arange(4.0), 10 + jnp.arange(4.0)
     for p in (jnp.zeros(4, bool), jnp.ones(4, bool), jnp.array([True, False, False, True])):

@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from markets import assert_same_states, crash_market
+from markets import FREE, assert_same_states, crash_market, hand_market
 
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, batching
 from perpjax.batching import TILE
 from perpjax.moments import NO_SLOT
 from perpjax.orders import MULTI_DISCRETE, Verdict
-from perpjax.state import EVENTS
+from perpjax.state import COUNTS, EVENTS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -51,7 +51,8 @@ def test_vec_env_equals_vmap(lots, size, monkeypatch):
     assert wanted.resets.min() > 2 and wanted.episode.ledger.opened.sum() > 0
     # Three slots were in use, or all of two.
     assert (quantity[:, 2] > 0).any() if lots > 2 else (quantity > 0).all(1).any()
-    assert state.account.lots.quantity.shape == (lots, size) and state.account.ledger.counts.shape == (15, size)
+    assert state.account.lots.quantity.shape == (lots, size)
+    assert state.account.ledger.counts.shape == (len(COUNTS), size)
     expected = jax.tree.map(lambda x: x[same], wanted)
     assert_same_states(VecEnv.by_row(state), expected)
     chex.assert_trees_all_equal(VecEnv.by_row(state.account.ledger).counts, expected.account.ledger.counts)
@@ -90,9 +91,22 @@ def test_a_state_taken_out_of_a_vec_env_goes_on_alone():
         state, one, other = many(state, action), alone(one, action), alone(other, action)
     assert other.resets == 1 and other.episode.ledger.opened > 0
     row = jax.tree.map(lambda x: x[1], VecEnv.by_row(state))
-    for got in (one, row):
+    for got in (one, row, VecEnv.one(state, 1), VecEnv.one(state, -2), jax.jit(VecEnv.one)(state, 1)):
         chex.assert_trees_all_close(got.account.lots, other.account.lots, rtol=1e-6)
         assert got.episode.ledger.opened == other.episode.ledger.opened and got.t == other.t
+
+
+def test_one_environment_of_many_is_named_by_its_number():
+    env = VecEnv(AutoReset(PerpEnv(hand_market(atr=100), FREE, EnvConfig(max_lots=3, episode_length=4))))
+    state = env.reset(jax.random.split(jax.random.key(1), 3), np.array([1, 2, 3]))
+    actions = np.array([[0] * 5, [1, 3, 4, 3, 4], [2, 0, 4, 3, 4]], np.int32)
+    state = env.step(state, actions)
+    sides = [float(VecEnv.one(state, i).account.lots.side[0]) for i in range(3)]
+    assert sides == [0, 1, -1]
+    assert [int(VecEnv.one(state, i).t) for i in range(3)] == [2, 3, 4]
+    for i in (3, -4, 10**6):
+        with pytest.raises(IndexError, match=f"environment {i} is not one of 3"):
+            VecEnv.one(state, i)
 
 
 def test_a_vec_env_refuses_rows():

@@ -1,5 +1,6 @@
 """What a person watching a run sees."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -72,14 +73,20 @@ class Display:
 
 _CAPTION = (
     "Means of an episode; %: of initial equity (drawdown: of the peak). t: mean return over its standard error; "
-    "trained against random: {:+.1f}. liq.: lots liquidated."
+    "trained against random: {}. liq.: lots liquidated. Return % if the lots still open were closed: {}."
 )
+
+
+def _show(form: str, value: float) -> str:
+    """The number, or a dash where it has no value."""
+    return form.format(value) if math.isfinite(value) else "-"
 
 
 def print_results(results: dict[str, Result], title: str) -> None:
     """The closing table: each policy over the validation windows."""
-    against = t_statistic(results["trained"].returns - results["random"].returns)
-    table = Table(title=title, title_justify="left", caption_justify="left", caption=_CAPTION.format(against))
+    closed = ", ".join(f"{name} {100 * r.closed_returns.mean():+.3f}" for name, r in results.items())
+    against = _show("{:+.1f}", t_statistic(results["trained"].returns - results["random"].returns))
+    table = Table(title=title, title_justify="left", caption_justify="left", caption=_CAPTION.format(against, closed))
     table.add_column("policy", no_wrap=True)
     heads = ("return %", "± s.e.", "t", "drawdown %", "trades", "fees %", "liq.")
     for head in heads:
@@ -89,8 +96,8 @@ def print_results(results: dict[str, Result], title: str) -> None:
         table.add_row(
             name,
             f"{100 * r.returns.mean():+.3f}",
-            f"{100 * error:.3f}" if error == error else "-",
-            f"{r.t_stat():+.1f}" if name != "hold" else "-",
+            _show("{:.3f}", 100 * error),
+            _show("{:+.1f}", r.t_stat()),
             f"{100 * r.max_drawdown.mean():.2f}",
             f"{r.trades.mean():.1f}",
             f"{100 * r.fees.mean():.3f}",

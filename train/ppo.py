@@ -178,7 +178,7 @@ def value_truncated(
 ) -> Float[Array, "envs"]:
     """Value of the final observation where an episode was truncated, 0 elsewhere."""
 
-    def value(params: dict, observations: Moments, obs: Array, blur: Array) -> Array:
+    def value(_: Array, params: dict, observations: Moments, obs: Array, blur: Array) -> Array:
         return ActorCritic(config.hidden).apply(params, observations.standardise(obs) + blur)[1]
 
     def one(truncated: Array, obs: Array, blur: Array) -> Array:
