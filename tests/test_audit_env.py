@@ -1,7 +1,9 @@
 """The audit of the environment: the real one is clean, planted looks ahead are found in the leaf where they show."""
 
+import dataclasses
 import itertools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from markets import HOLD, all_bars, crash_market
 
-from perpjax import EnvConfig, EnvParams, PerpEnv, build_market, concatenate_markets
+from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, VecEnv, build_market, concatenate_markets
 from perpjax._pytree import pytree
 from perpjax.audit import audit_env
 from perpjax.audit.environment import ALTERATIONS, alter_market
@@ -17,6 +19,7 @@ from perpjax.data import read_table
 from perpjax.market import Market
 from perpjax.orders import sample_action
 from perpjax.state import State
+from perpjax.wrappers import unwrapped
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -187,6 +190,42 @@ def test_what_happens_inside_the_bar_is_no_look_ahead(crash):
     assert audit_env(stepping_in(opens_at_the_close)(crash, PARAMS, CONFIG)).accused == ()
 
 
+# Wrappers.
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """A user's wrapper, which is no pytree: costs a little reward in each step, or looks at the next bar's close."""
+
+    env: Any
+    peeks: bool = False
+
+    def reset(self, key, start=None):
+        return self.env.reset(key, start)
+
+    def step(self, state, action):
+        new = self.env.step(state, action)
+        close = unwrapped(self).market.bar(new.t).close[-1] if self.peeks else 0.0
+        return new.replace(reward=new.reward - 1e-3 - 1e-9 * close)
+
+
+def test_an_auto_reset_is_left_out(crash):
+    env = PerpEnv(crash, PARAMS, CONFIG)
+    found = audit_env(env, num_envs=4)
+    assert found.accused == () and found.subject == "PerpEnv"
+    for wrapped in (AutoReset(env), VecEnv(AutoReset(env)), AutoReset(AutoReset(env))):
+        assert audit_env(wrapped, num_envs=4) == found
+
+
+def test_a_wrapper_of_the_user_is_audited(crash):
+    env = PerpEnv(crash, PARAMS, CONFIG)
+    for inner in (env, AutoReset(env)):
+        found = audit_env(AutoReset(Renamed(inner)), num_envs=4)
+        assert found.accused == () and found.remarks == () and found.subject == "Renamed"
+        assert audit_env(AutoReset(Renamed(inner, peeks=True)), num_envs=4).accused == ("reward",)
+    assert audit_env(Renamed(Renamed(env, peeks=True)), num_envs=4).accused == ("reward",)
+
+
 # The audit's power, and its arguments.
 
 
@@ -204,6 +243,8 @@ def test_wrong_arguments_are_errors(crash):
             audit_env(env, cuts=[cut])
     with pytest.raises(ValueError, match="num_envs = 0"):
         audit_env(env, num_envs=0)
+    with pytest.raises(ValueError, match="seed is -1; it must be an integer in"):
+        audit_env(env, seed=-1)
 
 
 @pytest.mark.parametrize("has_mark", [True, False])

@@ -14,7 +14,7 @@ from markets import crash_market, order, reset, step
 from perpjax import load_market
 from perpjax.audit import fuzz as fuzzing
 from perpjax.audit.draws import CONFIGS
-from perpjax.audit.fuzz import NOTHING, Tally, check_step, fuzz, main
+from perpjax.audit.fuzz import NOTHING, Tally, check_envs, check_step, fuzz, main
 from perpjax.env import PerpEnv
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.state import COUNTS, State
@@ -140,6 +140,42 @@ def test_command_line(capsys, monkeypatch):
     monkeypatch.setattr(fuzzing, "run", lambda args: {"x": NOTHING + bad})
     assert main([]) == 1
     assert "failed 3 times: all numbers finite" in capsys.readouterr().out
+
+
+def test_the_counts_of_a_chunk_fit_their_type(capsys):
+    """In a chunk of 256 steps an account ends its 10 lots and one lot a step: 266 of each of 8 073 246 accounts."""
+    check_envs(8_073_246, max_lots=10)
+    check_envs((2**31 - 1) // 257, max_lots=1)
+    for num_envs in (0, 8_073_247, 2**31, 10**12):
+        assert main(["--num-envs", str(num_envs)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: num_envs is {num_envs}; it must be in [1, 8073246]") and err.count("\n") == 1
+    with pytest.raises(ValueError, match="num_envs is 8291443; it must be in"):
+        fuzz(crash_market(bars=800), CONFIG, 1, num_envs=(2**31 - 1) // 259 + 1)
+
+
+def test_steps_are_counted_by_the_host(monkeypatch):
+    """A run of 10^19 steps is begun: no count of it is of a fixed size."""
+
+    class BegunError(Exception):
+        pass
+
+    def stop(market, config, steps, *rest):
+        raise BegunError(steps)
+
+    monkeypatch.setattr(fuzzing, "fuzz", stop)
+    with pytest.raises(BegunError, match=str(-(-(10**19) // 6))):
+        main(["--steps", str(10**19), "--dataset", "synthetic:crash?bars=12000"])
+    assert (Tally(10**19, 0, 0, 0, {}) + Tally(10**19, 0, 0, 0, {})).steps == 2 * 10**19
+
+
+@pytest.mark.parametrize("seed", [-1, 2**60 + 1])
+def test_a_seed_out_of_range_is_one_line(seed, capsys):
+    assert main(["--seed", str(seed)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: seed is {seed}; it must be an integer in [0, ") and err.count("\n") == 1
+    with pytest.raises(ValueError, match="seed is -1;"):
+        fuzz(crash_market(bars=800), CONFIG, 1, num_envs=1, seed=-1)
 
 
 def test_parameters_vary_within_a_run():

@@ -4,18 +4,22 @@ python -m perpjax.audit.parity --episodes 10000      # the long form; last resul
 """
 
 import dataclasses
+import multiprocessing
+import os
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import workers
 from markets import crash_market
 
 from perpjax import load_market
 from perpjax.audit import agreement, parity
 from perpjax.audit.agreement import Seen, disagreement, look
-from perpjax.audit.draws import CONFIGS, draw_actions
-from perpjax.audit.parity import NOTHING, Outcome, compare, compare_episodes, main
+from perpjax.audit.draws import CONFIGS, draw_actions, draw_params
+from perpjax.audit.parity import NOTHING, Args, Outcome, compare, compare_episodes, main
 from perpjax.data import build_market
 from perpjax.data.contract import read_table
 from perpjax.env import PerpEnv
@@ -220,11 +224,84 @@ def test_command_line(capsys):
         (["--dataset", "no/such/folder"], "no/such/folder"),
         (["--episodes", "0"], "at least 1"),
         (["--workers", "0"], "at least 1"),
+        (["--seed", "-1"], "seed is -1; it must be an integer in [0, "),
+        (["--episodes", str(32 * 1_000_000 + 1)], "episodes is 32000001; it must be at most 32000000"),
+        (["--episodes", str(10**19)], "at most 32000000"),
+        (["--workers", "257"], "workers is 257; it must be at most 256"),
+        (["--workers", str(10**12)], "it must be at most 256"),
+        (["--length", str(2**30 + 1)], f"episode_length = {2**30 + 1} is not an integer in [1, {2**30}]"),
+        (["--length", str(10**19)], "is not an integer in"),
+        (["--length", str(2**30), "--dataset", "synthetic:crash?bars=12000"], "too short for an episode of"),
+        (["--length", "11328", "--dataset", "synthetic:crash?bars=12000"], "too short for an episode of 11328 bars"),
     ],
 )
 def test_wrong_usage_is_one_line(args, why, capsys):
     assert main(args) == 2
-    assert why in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert why in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_the_largest_run_is_planned():
+    args = Args(dataset=("synthetic:crash?bars=12000",), length=11_327, workers=256, episodes=64)
+    assert [(task.episodes, task.config.episode_length) for task in parity.plan(args)] == [(11, 11_327)] * 6
+
+
+def test_no_two_runs_share_a_seed():
+    """The longest run of seed 0 ends before the first batch of seed 1; small seeds are those of earlier records."""
+    seeds = [[task.seed for task in parity.plan(Args(seed=seed, episodes=32 * 1_000_000))] for seed in (0, 1)]
+    assert seeds[0] == list(range(len(seeds[0]))) and len(seeds[0]) >= 1_000_000
+    assert seeds[0][-1] < seeds[1][0] == 1_000_003
+
+
+@pytest.mark.parametrize(
+    "does, why",
+    [
+        (workers.die, "a worker process died"),
+        (
+            workers.run_out_of_memory,
+            "RuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.",
+        ),
+    ],
+)
+def test_a_worker_that_fails_ends_the_run(does, why, monkeypatch, capfd, tmp_path):
+    """At once, whatever the others are doing, and with one line."""
+    monkeypatch.setattr(parity, "run_task", does)
+    monkeypatch.setenv(workers.FOLDER, str(tmp_path))
+    began = time.monotonic()
+    assert main(["--dataset", "synthetic:crash?bars=12000", "--episodes", "3", "--length", "20", "--workers", "2"]) == 2
+    assert time.monotonic() - began < 30
+    err = capfd.readouterr().err
+    assert err.startswith(f"error: {why}") and err.count("\n") == 1, err
+    sleepers = [int(path.name) for path in tmp_path.iterdir()]
+    assert sleepers
+    for pid in sleepers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_only_workers_are_ended(monkeypatch, tmp_path):
+    """Another child of the process goes on."""
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    monkeypatch.setattr(parity, "run_task", workers.run_out_of_memory)
+    monkeypatch.setenv(workers.FOLDER, str(tmp_path))
+    try:
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+            parity.run(Args(dataset=("synthetic:crash?bars=12000",), episodes=3, length=20, workers=2))
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
+
+
+def test_parent_and_workers_share_a_gpu(monkeypatch):
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    for before, after in ((None, "false"), ("true", "true")):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+        if before:
+            monkeypatch.setenv(name, before)
+        assert main(["--workers", "0"]) == 2 and os.environ[name] == after
 
 
 def test_disagreements_give_exit_status_1(monkeypatch, capsys):
@@ -232,3 +309,21 @@ def test_disagreements_give_exit_status_1(monkeypatch, capsys):
     monkeypatch.setattr(parity, "run", lambda args: {"synthetic:crash": bad})
     assert main([]) == 1
     assert "slot 0" in capsys.readouterr().out
+
+
+def test_the_liquidation_value_is_the_twins():
+    market, rng, config = crash_market(bars=800, seed=3), np.random.default_rng(4), EnvConfig(episode_length=80)
+    env = PerpEnv(market, draw_params(rng, 12), config)
+    states = parity.record(env, jnp.full(12, 690), jnp.asarray(draw_actions(rng, config, 80, 12)))
+    value = jax.vmap(lambda p, state: env.replace(params=p).liquidation_value(state))
+    values = np.asarray(jax.jit(jax.vmap(value, (None, 0)))(env.params, states), np.float64)
+    host, held = parity.to_host(states), 0
+    for i in range(12):
+        twin = Twin(agreement.twin_market(market), agreement.twin_params(parity.take(env.params, i), config))
+        for t in range(1, 81):
+            one = jax.tree.map(lambda x, t=t, i=i: x[t : t + 1, i], host)
+            agreement.take_over(twin, one, Seen(one))
+            held += twin.liquidation_value() != twin.state.wallet
+            size = max(abs(twin.state.wallet), twin.params.initial_equity)
+            assert abs(twin.liquidation_value() - values[t, i]) <= agreement.CARRIED * size
+    assert held > 300

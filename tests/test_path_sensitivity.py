@@ -1,6 +1,7 @@
 """How much hangs on the path inside a candle: the three rules on candles worked out by hand, and what is provable."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from markets import FREE, HOLD, hand_market, order
 
-from perpjax import EnvConfig, EnvParams, Market, PerpEnv
+from perpjax import AutoReset, EnvConfig, EnvParams, Market, PerpEnv, VecEnv
+from perpjax._pytree import pytree
 from perpjax.audit import PathSensitivity, Play, path_sensitivity
 from perpjax.orders import sample_action
 
@@ -105,6 +107,30 @@ def test_random_trading_is_seeded_and_its_own_rule_does_not_matter(wild):
 def test_a_start_outside_the_market_is_an_error(wild):
     with pytest.raises(ValueError, match=f"start = {BARS}"):
         path_sensitivity(PerpEnv(wild, FREE, CONFIG), BUY_ONCE, starts=np.array([7, BARS]))
+
+
+@pytree
+class Idle:
+    """A user's wrapper: no order reaches the market."""
+
+    env: Any
+
+    def reset(self, key, start=None):
+        return self.env.reset(key, start)
+
+    def step(self, state, action):
+        return self.env.step(state, jnp.asarray(HOLD))
+
+
+def test_an_auto_reset_is_left_out_and_a_wrapper_of_the_user_is_not(wild):
+    env = PerpEnv(wild, FREE, CONFIG)
+    plain, wrapped = path_sensitivity(env, RANDOM), path_sensitivity(VecEnv(AutoReset(env)), RANDOM)
+    for rule in RULES:
+        assert plain.plays[rule].returns.any()
+        np.testing.assert_array_equal(plain.plays[rule].returns, wrapped.plays[rule].returns)
+        np.testing.assert_array_equal(plain.plays[rule].ambiguous, wrapped.plays[rule].ambiguous)
+    idle = path_sensitivity(AutoReset(Idle(AutoReset(env))), RANDOM)
+    assert not any(idle.plays[rule].returns.any() for rule in RULES)
 
 
 # What is made of the windows.

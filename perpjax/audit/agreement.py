@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,10 @@ from perpjax.orders import Verdict
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import Lot, Twin, TwinMarket, TwinParams, step_like
 from perpjax.reference.outputs import profit
-from perpjax.state import EVENTS, State
+from perpjax.state import EVENTS, SUMS, State
 
 LEVELS = ("side", "quantity", "entry", "stop", "target", "liquidation", "age")
-MONEY = ("fees", "funding", "realised", "liquidation_losses", "traded_notional")
+MONEY = SUMS
 
 POSTED = 3e-7
 """How far a posting may differ, relative to the products it is made of: float32 rounds each by 6e-8. A fill that is
@@ -101,9 +102,9 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
     for name, own, after, then in zip((*MONEY, "wallet"), moved, seen.money[row], seen.money[row - 1], strict=True):
         # Gains of several exits may cancel: they are taken to be of up to 2 % of what was traded.
         size = abs(own) + 0.02 * moved[MONEY.index("traded_notional")]
-        if name == "fees":  # an exit's fee may be what its loss has left of the margin
+        if name in ("fees", "forgiven"):  # an exit's fee may be what its loss has left of the margin
             size += abs(moved[MONEY.index("realised")])
-        if name in ("fees", "realised"):
+        if name in ("fees", "realised", "forgiven"):
             size += emptied * MARGIN / POSTED
         if name in ("funding", "liquidation_losses", "wallet"):  # they may take all that is left of a margin
             size += before.margins * MARGIN / POSTED + sum(map(abs, moved[:4]))
@@ -157,6 +158,39 @@ def read_money(twin: Twin) -> list[float]:
     return [*(getattr(twin.state.ledger, name) for name in MONEY), twin.state.wallet]
 
 
+def take_over(twin: Twin, states: State, seen: Seen) -> None:
+    """Put the twin into the first of states [rows], as it is; `seen` holds the same states."""
+    ledger = dict(zip(MONEY, seen.money[0], strict=False)) | dict(zip(EVENTS, seen.counts[0], strict=True))
+    t, terminated, truncated = seen.flags[0]
+    twin.load(
+        t=t, end=states.end[0], wallet=seen.wallet[0],
+        lots={name: x[0] for name, x in vars(states.account.lots).items()},
+        ledger=ledger | {"refused": seen.refused[0]}, terminated=terminated, truncated=truncated,
+    )  # fmt: skip
+    twin.state.reward = seen.reward[0]
+
+
+def lead(twin: Twin, seen: Seen, actions: Iterable[np.ndarray]) -> Iterator[str]:
+    """Lead the twin from the first of the states in `seen` to the last, or to the end of the episode.
+
+    Args:
+      twin: in the first state; actions: [steps, 5].
+
+    Yields:
+      After each step the disagreement, or nothing. A disagreement is the last.
+    """
+    for i, action in enumerate(actions):
+        if twin.state.terminated or twin.state.truncated:
+            break
+        before = look(twin)
+        if step_like(twin, action, lambda t, i=i, b=before: not disagreement(t, seen, i + 1, b)):
+            yield ""
+        else:
+            why = disagreement(twin, seen, i + 1, before)
+            yield f"{why}; {twin.params}, {twin.state.events}"
+            break
+
+
 def follow(twin: Twin, states: State, actions: np.ndarray) -> tuple[int, float, float, str]:
     """Lead the twin through an episode that the simulator has played.
 
@@ -170,13 +204,10 @@ def follow(twin: Twin, states: State, actions: np.ndarray) -> tuple[int, float, 
     seen = Seen(states)
     twin.reset(seen.flags[0][0])
     told = [tell(twin)]
-    for i, action in enumerate(actions):
-        if twin.state.terminated or twin.state.truncated:
-            break
-        before = look(twin)
-        if not step_like(twin, action, lambda t, i=i, b=before: not disagreement(t, seen, i + 1, b)):
-            why = disagreement(twin, seen, i + 1, before)
-            return i, 0.0, 0.0, f"bar {seen.flags[i][0]}: {why}; {twin.params}, {twin.state.events}"
+    for why in lead(twin, seen, actions):
+        if why:
+            steps = len(told) - 1
+            return steps, 0.0, 0.0, f"bar {seen.flags[steps][0]}: {why}"
         told.append(tell(twin))
     steps = len(told) - 1
     return steps, *compare_numbers(told, seen, twin.params, max(1, steps / 10_000))

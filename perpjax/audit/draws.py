@@ -8,7 +8,7 @@ from perpjax.params import EnvConfig, EnvParams
 CONFIGS = (
     EnvConfig(),
     EnvConfig(actions="box5", reward="shaped", opposite="close", max_lots=4),
-    EnvConfig(intrabar="pessimistic", reward="shaped", max_lots=3),
+    EnvConfig(intrabar="pessimistic", reward="shaped", opposite="close", max_lots=3),
     EnvConfig(actions="box5", intrabar="pessimistic"),
     EnvConfig(intrabar="optimistic", max_lots=1),
     EnvConfig(actions="box5", intrabar="optimistic", reward="shaped", opposite="close"),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from perpjax._seed import check_seed
 from perpjax.audit.report import Audit, Item, Movement
 from perpjax.data.dataset import format_time
 from perpjax.env import PerpEnv
@@ -17,6 +18,7 @@ from perpjax.market import Market
 from perpjax.orders import sample_action
 from perpjax.rollout import Act
 from perpjax.state import EVENTS, State
+from perpjax.wrappers import AutoReset, Env, VecEnv, unwrapped
 
 BEFORE, AFTER = 48, 24
 """Decisions from the earliest start to the cut, and from there to the end of play."""
@@ -31,12 +33,14 @@ _OBSERVED = ("obs", "reward")
 
 
 def audit_env(
-    env: PerpEnv, *, policy: Act | None = None, cuts: Sequence[int] | None = None, num_envs: int = 32, seed: int = 0
+    env: Env, *, policy: Act | None = None, cuts: Sequence[int] | None = None, num_envs: int = 32, seed: int = 0
 ) -> Audit:
     """Judge every leaf of the environment's `State`: is it the same bits up to T_t whatever the market does after T_t?
 
     Args:
       env: a `PerpEnv`, or anything with its `reset`, `step`, `market` and `config` that `dataclasses.replace` can copy.
+        A wrapper around it holds it in the field `env`. An `AutoReset` or a `VecEnv` is left out, for a restart moves
+        the clock; other wrappers are audited with the environment.
       policy: `(key, state)` to an action, the same in every market; uniformly random actions by default.
       cuts: bars t from which the market is altered; by default the last one that may be traded and five drawn ones.
       num_envs: episodes a market; they start from 48 bars before the cut up to the cut itself.
@@ -46,15 +50,16 @@ def audit_env(
       even after the cut, or if no lot was opened before it: then the audit had nothing to see.
 
     Raises:
-      ValueError: a cut that may not be traded, or no environments.
+      ValueError: a cut that may not be traded, no environments, or a negative seed.
     """
-    rng = np.random.default_rng(seed)
+    rng, world = np.random.default_rng(check_seed(seed)), unwrapped(env, AutoReset, VecEnv)
+    env = unwrapped(env)
     cuts = _draw_cuts(env, rng) if cuts is None else list(cuts)
     env.check_start(np.asarray(cuts))
     if num_envs < 1:
         raise ValueError(f"num_envs = {num_envs} is not positive")
     act = policy or (lambda key, state: sample_action(key, env.config))
-    play = _compile_play(env, act, min(BEFORE, env.config.episode_length) + AFTER)
+    play = _compile_play(world, act, min(BEFORE, env.config.episode_length) + AFTER)
     found: dict[str, Item] = {}
     opened, reacts, names = 0, False, ()
     for cut in cuts:
@@ -79,7 +84,7 @@ def audit_env(
     if not reacts:
         remarks.append("equity never differed after a cut either: the audit had nothing to see")
     return Audit(
-        subject=type(env).__name__,
+        subject=type(world).__name__,
         bars=env.market.num_bars,
         seed=seed,
         comparisons=len(cuts) * len(ALTERATIONS),
@@ -125,12 +130,18 @@ def _repeat_last_close(last: np.ndarray, valid: np.ndarray, before: float) -> No
     last[:] = np.where(valid[:, None], last, close[:, None])
 
 
-def _compile_play(env: PerpEnv, act: Act, steps: int) -> Callable[..., State]:
+def replace_inner(env: Env, **changes: Any) -> Env:
+    """The environment with other fields of the one inside all of its wrappers."""
+    changes = {"env": replace_inner(env.env, **changes)} if hasattr(env, "env") else changes
+    return dataclasses.replace(env, **changes)
+
+
+def _compile_play(env: Env, act: Act, steps: int) -> Callable[..., State]:
     """`(market, starts, key)` to the states of all decisions, [1 + steps, envs]; one program for all markets."""
 
     @jax.jit
     def play(market: Market, starts: Array, key: Array) -> State:
-        world = dataclasses.replace(env, market=market)
+        world = replace_inner(env, market=market)
 
         def advance(state: State, key: Array) -> tuple[State, State]:
             keys = jax.random.split(key, starts.shape[0])

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
+from perpjax._seed import check_seed, seed_key
 from perpjax.audit.draws import CONFIGS, draw_params
 from perpjax.batching import where_rows
 from perpjax.data.dataset import load_market
@@ -25,7 +26,7 @@ from perpjax.env import PerpEnv
 from perpjax.market import Market
 from perpjax.orders import hold_action, sample_action
 from perpjax.params import EnvConfig
-from perpjax.state import Ledger, Lots, State, add, unrealised
+from perpjax.state import SUMS, Ledger, Lots, State, add, unrealised
 
 CHUNK = 256
 """Steps of every environment between two looks of the host."""
@@ -33,6 +34,8 @@ CALM = (0.0, 0.5, 0.97)
 """How often an account leaves well alone; a third of the environments each."""
 MONEY = 1e-6
 """What float32 may leave out of a sum of money, relative to its largest term."""
+MAX_SEED = 2**60
+"""Of a run; each of its choices takes a seed of its own, a multiple of this one plus its number."""
 _ENDS = ("stopped", "targets", "timed_out", "closed", "liquidated")
 
 
@@ -103,17 +106,19 @@ def _are_tidy(lots: Lots, held: Bool[Array, "lots"]) -> Bool[Array, ""]:
 
 
 def _never_fall(before: Ledger, after: Ledger) -> Bool[Array, ""]:
-    names = (*_ENDS, "opened", "ambiguous", "refused", "fees", "traded_notional", "liquidation_losses")
+    money = (name for name in SUMS if name not in ("funding", "realised"))
+    names = (*_ENDS, "opened", "ambiguous", "refused", *money)
     return functools.reduce(jnp.logical_and, (jnp.all(getattr(after, n) >= getattr(before, n)) for n in names))
 
 
 def _balances(state: State, initial: Array) -> Bool[Array, ""]:
     """In two-float arithmetic; a step's fees and losses were each added up in float32 before they were posted."""
     a, ledger = state.account, state.account.ledger
-    fees, funding, realised, losses, _ = ledger.low
+    low = dict(zip(SUMS, ledger.low, strict=True))
+    paid = ("fees", "funding", "liquidation_losses")
     rest, _ = add(
-        (a.wallet, a.wallet_low), -initial,
-        -ledger.realised, ledger.fees, ledger.funding, ledger.liquidation_losses, -realised, fees, funding, losses,
+        (a.wallet, a.wallet_low), -initial, -ledger.realised, *(getattr(ledger, name) for name in paid),
+        -low["realised"], *(low[name] for name in paid),
     )  # fmt: skip
     exact = initial + jnp.abs(ledger.realised) + jnp.abs(ledger.funding)
     return jnp.abs(rest) <= 1e-10 * exact + 1e-7 * (ledger.fees + ledger.liquidation_losses)
@@ -154,7 +159,7 @@ def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tu
         failed = {name: ~holds for name, holds in check_step(own, state, after).items()}
         done = after.terminated | after.truncated
         liquidated = after.account.ledger.liquidated - state.account.ledger.liquidated
-        state = where_rows(done, lambda env, key: env.reset(key), after, own, key_reset)
+        state = where_rows(done, lambda _, env, key: env.reset(key), after, own, key_reset)
         return state, jnp.stack([done, after.terminated, liquidated]).astype(jnp.int32), failed
 
     def step(states: State, key: Array):
@@ -164,6 +169,13 @@ def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tu
 
     states, (events, failed) = jax.lax.scan(step, states, jax.random.split(key, steps))
     return states, jnp.sum(events, axis=0), jax.tree.map(lambda x: jnp.sum(x, axis=0), failed)
+
+
+def check_envs(num_envs: int, max_lots: int) -> None:
+    """Raise unless a chunk's counts fit int32: an account ends at most the lots it held and one for each step."""
+    most = (2**31 - 1) // (CHUNK + max_lots)
+    if not 1 <= num_envs <= most:
+        raise ValueError(f"num_envs is {num_envs}; it must be in [1, {most}], for a chunk's counts are int32")
 
 
 def fuzz(
@@ -179,8 +191,9 @@ def fuzz(
     Args:
       progress: is told what each chunk came to.
     """
-    env = PerpEnv(market, draw_params(np.random.default_rng(seed), num_envs), config)
-    key, key_reset = jax.random.split(jax.random.key(seed))
+    check_envs(num_envs, config.max_lots)
+    env = PerpEnv(market, draw_params(np.random.default_rng(check_seed(seed)), num_envs), config)
+    key, key_reset = jax.random.split(seed_key(seed))
     reset = jax.jit(jax.vmap(lambda e, p, k: e.replace(params=p).reset(k), (None, 0, 0)))
     states = reset(env, env.params, jax.random.split(key_reset, num_envs))
     calm = jnp.resize(jnp.array(CALM), num_envs)
@@ -228,9 +241,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: Args) -> dict[str, Tally]:
     """The tally of each dataset."""
-    for name, value in (("steps", args.steps), ("num_envs", args.num_envs)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if args.steps < 1:
+        raise ValueError(f"steps is {args.steps}; it must be at least 1")
+    check_seed(args.seed, high=MAX_SEED)
+    for config in CONFIGS:
+        check_envs(args.num_envs, config.max_lots)
     markets = {dataset: load_market(dataset) for dataset in args.dataset}
     each = -(-args.steps // (len(markets) * len(CONFIGS)))
     tallies = dict.fromkeys(markets, NOTHING)

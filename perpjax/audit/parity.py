@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import multiprocessing
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,14 +26,15 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from perpjax._grid import FIRST_DECISION
+from perpjax._seed import check_seed
 from perpjax.audit.agreement import (
-    MONEY,
     Seen,
     compare_numbers,
     disagreement,
     follow,
     look,
     read_events,
+    take_over,
     tell,
     twin_market,
     twin_params,
@@ -43,8 +45,11 @@ from perpjax.env import PerpEnv
 from perpjax.market import Market, slice_market
 from perpjax.params import EnvConfig
 from perpjax.reference import Twin, step_like
-from perpjax.state import EVENTS, State
+from perpjax.state import State
 
+MOST_TASKS = 1_000_003
+"""Of a run: the seed of a task is this times the run's seed, plus the task's number. No two runs share one."""
+MOST_WORKERS = 256
 BATCH = 32
 """Episodes played together: one draw of the window, one market for the twins."""
 SINGLE_STEPS = 20
@@ -125,21 +130,16 @@ def compare_steps(env: PerpEnv, states: State, actions: np.ndarray) -> Outcome:
     market, total = twin_market(env.market), NOTHING
     pairs = jax.tree.map(lambda a, b: np.stack([a, b], 1), states, after)
     for i, action in enumerate(actions):
-        seen, now = Seen(take(pairs, i)), take(states, i)
-        ledger = dict(zip(MONEY, seen.money[0], strict=False)) | dict(zip(EVENTS, seen.counts[0], strict=True))
+        pair = take(pairs, i)
+        seen = Seen(pair)
         twin = Twin(market, twin_params(take(env.params, i), env.config))
-        twin.load(
-            t=now.t, end=now.end, wallet=seen.wallet[0], lots=vars(now.account.lots),
-            ledger=ledger | {"refused": now.account.ledger.refused},
-            terminated=now.terminated, truncated=now.truncated,
-        )  # fmt: skip
-        twin.state.reward = seen.reward[0]
+        take_over(twin, pair, seen)
         before, told = look(twin), tell(twin)
         if step_like(twin, action, lambda t, b=before, s=seen: not disagreement(t, s, 1, b)):
             *errors, why = compare_numbers([told, tell(twin)], seen, twin.params)
         else:
             errors, why = (0.0, 0.0), f"{disagreement(twin, seen, 1, before)}; {twin.params}"
-        wrong = (f"one step at bar {now.t}: {why}",) if why else ()
+        wrong = (f"one step at bar {pair.t[0]}: {why}",) if why else ()
         total += Outcome(0, 1, twin.near_ties, twin.flipped_ties, *errors, Counter(), wrong)
     return total
 
@@ -214,34 +214,56 @@ class Task(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = tyro.cli(Args, args=argv, prog="python -m perpjax.audit.parity")
+    # Parent and workers share the device: by default each would claim most of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         outcomes = run(args)
-    except (ValueError, OSError, BrokenProcessPool) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenProcessPool:
+        print("error: a worker process died; it was killed, or ran out of memory: try fewer --workers", file=sys.stderr)
+        return 2
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print_outcomes(outcomes)
     return int(any(o.disagreements for o in outcomes.values()))
 
 
-def run(args: Args) -> dict[str, Outcome]:
-    """The outcome on each dataset."""
+def plan(args: Args) -> list[Task]:
+    """The batches of a run, each with a seed of its own.
+
+    Raises:
+      ValueError: for a number out of range, or an unknown dataset.
+    """
     for name, value in (("episodes", args.episodes), ("length", args.length), ("workers", args.workers)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    for dataset in args.dataset:
-        load(dataset)  # a wrong name is found before anything runs
+    check_seed(args.seed)
+    if args.workers > MOST_WORKERS:
+        raise ValueError(f"workers is {args.workers}; it must be at most {MOST_WORKERS}, for each is a process")
+    most = BATCH * (MOST_TASKS - len(args.dataset))
+    if args.episodes > most:
+        raise ValueError(f"episodes is {args.episodes}; it must be at most {most}, for each batch has its own seed")
+    config = EnvConfig(episode_length=args.length)
+    for dataset in args.dataset:  # a wrong name or length is found before anything runs
+        PerpEnv(load(dataset), config=config)
     batches = -(-max(args.episodes // BATCH, min(args.episodes, len(CONFIGS))) // len(args.dataset))
     size = -(-args.episodes // (batches * len(args.dataset)))
     pairs = itertools.product(args.dataset, range(batches))
-    tasks = [
-        Task(
-            dataset,
-            dataclasses.replace(CONFIGS[i % len(CONFIGS)], episode_length=args.length),
-            args.seed * 1_000_003 + i,
-            size,
-        )
+    configs = [dataclasses.replace(c, episode_length=args.length) for c in CONFIGS]
+    return [
+        Task(dataset, configs[i % len(configs)], args.seed * MOST_TASKS + i, size)
         for i, (dataset, _) in enumerate(pairs)
     ]
+
+
+def run(args: Args) -> dict[str, Outcome]:
+    """The outcome on each dataset. An exception of a worker ends all workers at once.
+
+    Raises:
+      BrokenProcessPool: a worker process died.
+    """
+    tasks, others = plan(args), multiprocessing.active_children()
     outcomes = dict.fromkeys(args.dataset, NOTHING)
     context = multiprocessing.get_context("spawn")
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[found]}"))
@@ -249,15 +271,21 @@ def run(args: Args) -> dict[str, Outcome]:
         ProcessPoolExecutor(args.workers, mp_context=context) as pool,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
-        bar = progress.add_task("episodes", total=len(tasks) * size, found="")
+        bar = progress.add_task("episodes", total=sum(task.episodes for task in tasks), found="")
         try:
             for future in as_completed([pool.submit(run_task, t) for t in tasks]):
                 task, outcome = future.result()
                 outcomes[task.dataset] += outcome
                 found = sum(len(o.disagreements) for o in outcomes.values())
-                progress.update(bar, advance=size, found=f"{found} disagreements")
+                progress.update(bar, advance=task.episodes, found=f"{found} disagreements")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            progress.disable = True  # nothing but the error is printed
+            workers = [process for process in multiprocessing.active_children() if process not in others]
+            for process in workers:
+                process.kill()
+            for process in workers:
+                process.join(5)
             raise
     return outcomes
 

@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from rich.table import Table
 
+from perpjax._seed import seed_key
+from perpjax.audit.environment import replace_inner
 from perpjax.audit.report import render
-from perpjax.env import PerpEnv
 from perpjax.params import Intrabar
 from perpjax.rollout import Act, play_windows, window_starts
+from perpjax.wrappers import Env, unwrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class PathSensitivity:
 
 
 def path_sensitivity(
-    env: PerpEnv, policy: Act, *, starts: Int[np.ndarray, "windows"] | None = None, seed: int = 0
+    env: Env, policy: Act, *, starts: Int[np.ndarray, "windows"] | None = None, seed: int = 0
 ) -> PathSensitivity:
     """Play a policy under each intrabar rule, with the same random numbers from the same first bars.
 
@@ -68,22 +70,22 @@ def path_sensitivity(
     another account, with which it goes on to trade otherwise.
 
     Args:
-      env: its own rule does not matter.
+      env: its own rule does not matter; wrappers as in `play_windows`.
       policy: `(key, state)` to an action.
       starts: first bars, by default of every window that fits without overlap.
 
     Raises:
-      ValueError: a first bar that may not be traded.
+      ValueError: a first bar that may not be traded, or a seed outside [-2^63, 2^63).
     """
-    starts = window_starts(env) if starts is None else starts
+    starts, inner = window_starts(env) if starts is None else starts, unwrapped(env)
     plays = {}
     for rule in get_args(Intrabar):
-        ruled = dataclasses.replace(env, config=dataclasses.replace(env.config, intrabar=rule))
-        episode = play_windows(ruled, policy, jax.random.key(seed), starts)
+        ruled = replace_inner(env, config=dataclasses.replace(inner.config, intrabar=rule))
+        episode = play_windows(ruled, policy, seed_key(seed), starts)
         episode = jax.tree.map(lambda x: np.asarray(x, np.float64), episode)
         ledger = episode.ledger
         plays[rule] = Play(
-            returns=episode.equity / float(env.params.initial_equity) - 1,
+            returns=episode.equity / float(inner.params.initial_equity) - 1,
             liquidations=ledger.liquidated,
             stops=ledger.stopped,
             targets=ledger.targets,
