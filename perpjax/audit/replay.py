@@ -1,0 +1,103 @@
+"""Every lot of an episode, from its opening to its end, as the float64 twin saw it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from perpjax.audit.agreement import Seen, lead, take_over, twin_market, twin_params
+from perpjax.env import PerpEnv
+from perpjax.market import Market
+from perpjax.orders import check_action
+from perpjax.reference import Exit, Lot, Twin
+from perpjax.state import State
+
+
+@dataclasses.dataclass
+class LotLife:
+    """One lot, opened at the open of a bar. Prices are ticks; bars count as in `State.t`."""
+
+    slot: int
+    lot: Lot
+    """At its opening. A lot held in the first state: as it was there."""
+    entry_bar: int
+    """May lie before the first state."""
+    liquidations: list[float] = dataclasses.field(default_factory=list)
+    """Its liquidation price in each bar that the replay saw it live through; 0: none. Funding moves it."""
+    exit_bar: int | None = None
+    """None: still open in the last state."""
+    exit: Exit | None = None
+    """The reason, the candle, the fill and the money of its end."""
+
+
+def replay_lots(env: PerpEnv, states: Sequence[State], actions: Sequence[ArrayLike]) -> list[LotLife]:
+    """Replay steps of the simulator in the float64 twin, and record every lot that was held or opened.
+
+    Args:
+      states: consecutive and unbatched, of one episode, without auto-reset; the first need not be a fresh one.
+      actions: one between each state and the next.
+
+    Returns:
+      The lots in the order of their opening.
+
+    Raises:
+      ValueError: if the states are batched or not consecutive, or if twin and simulator disagree in a bar.
+    """
+    if len(states) != len(actions) + 1:
+        raise ValueError(f"{len(states)} states and {len(actions)} actions: give one action between two states")
+    for state in states:
+        if np.ndim(state.t):
+            raise ValueError(f"a state of {np.shape(state.t)} environments; give states of one, see VecEnv.one")
+    told = jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(s.replace(key=None)) for s in states))
+    _check_clock(told)
+    # The twin gets the bars of these states and the one before: a whole market would take longer than the replay.
+    start = int(told.t[0])
+    moved = told.replace(t=told.t - (start - 1), end=told.end - (start - 1))
+    seen = Seen(moved)
+    twin = Twin(twin_market(_cut(env.market, told)), twin_params(env.params, env.config))
+    take_over(twin, moved, seen)
+    held = {
+        slot: LotLife(slot, dataclasses.replace(lot), start - lot.age)
+        for slot, lot in enumerate(twin.state.lots)
+        if lot
+    }
+    lives = sorted(held.values(), key=lambda life: life.entry_bar)
+    chosen = [np.asarray(check_action(action, env.config)) for action in actions]
+    for bar, why in enumerate(lead(twin, seen, chosen), start):
+        if why:
+            raise ValueError(f"the float64 twin and the simulator disagree in bar {bar}: {why}")
+        # Exits come first: the lot that takes a slot in this bar follows the one that leaves it.
+        present = [(x.slot, x.lot, x) for x in twin.state.exits]
+        present += [(slot, lot, None) for slot, lot in enumerate(twin.state.lots) if lot]
+        for slot, lot, end in present:
+            if slot not in held:
+                held[slot] = LotLife(slot, dataclasses.replace(lot, age=0), bar)
+                lives.append(held[slot])
+            life = held[slot]
+            life.liquidations.append(lot.liquidation)
+            if end:
+                life.exit_bar, life.exit = bar, end
+                del held[slot]
+    return lives
+
+
+def _check_clock(states: State) -> None:
+    over = states.terminated | states.truncated
+    wrong = states.t[1:] != states.t[:-1] + ~over[:-1]
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise ValueError(
+            f"states {i} and {i + 1} are at bars {states.t[i]} and {states.t[i + 1]}; "
+            "give the consecutive states of one episode"
+        )
+
+
+def _cut(market: Market, states: State) -> Market:
+    """The rows that the states were made of, and their instrument; a market may hold many symbols and years."""
+    row = 0 if market.instruments.tick_size.shape[0] == 1 else int(states.instrument[0])
+    return market.replace(
+        rows=market.rows[int(states.t[0]) - 1 : int(states.t[-1]) + 1],
+        instruments=jax.tree.map(lambda x: x[row : row + 1], market.instruments),
+    )
