@@ -30,8 +30,9 @@ from perpjax.margin import CEIL_SLACK
 from perpjax.observation import ACCOUNT_FEATURES, scale_features
 from perpjax.orders import CLOSE, DIRECTIONS, HOLD, LONG, MULTI_DISCRETE, Order, decode
 from perpjax.rewards import EQUITY_FLOOR
-from perpjax.risk import MAX_STOP, MAX_TARGET, MIN_STOP, MIN_TARGET
+from perpjax.risk import MAX_STOP, MAX_TARGET, MIN_STOP, MIN_TARGET, STEP_SLACK
 from perpjax.state import EVENTS
+from perpjax.state import SUMS as LEDGER_SUMS
 
 CACHE_LINE = 64
 MOST_LOTS = 31
@@ -40,24 +41,26 @@ AHEAD, FETCHED = 4, 5 * CACHE_LINE
 """A bar is asked for so many environments before it is needed, an account twice as many; so many bytes of each."""
 
 # Numba keeps float32 only where every operand is one: a literal 0.0 would make a double of its neighbours.
-ZERO, ONE, TWO, THIRD, FIFTH, INF = (np.float32(x) for x in (0, 1, 2, 1 / 3, 1 / 5, np.inf))
-SLACK, LOWEST_FILL = np.float32(CEIL_SLACK), np.float32(MIN_FILL)
+ZERO, ONE, TWO, HALF, THIRD, FIFTH, INF = (np.float32(x) for x in (0, 1, 2, 1 / 2, 1 / 3, 1 / 5, np.inf))
+SLACK, OF_STEPS, LOWEST_FILL = np.float32(CEIL_SLACK), np.float32(STEP_SLACK), np.float32(MIN_FILL)
 SMALL = np.float32(0.1)
 """Below this the series of the logarithm is as exact as float32."""
 ASKS_NOTHING, ASKS_LONG, ASKS_CLOSE = (DIRECTIONS.index(x) for x in (HOLD, LONG, CLOSE))
-IDLE, DATA_GAP, MAX_LOTS, NO_HEDGE, MAX_EXPOSURE, MAX_NOTIONAL, BELOW_MINIMUM, ACCEPTED = (int(v) for v in Verdict)
+IDLE, DATA_GAP, MAX_LOTS, NO_HEDGE, MAX_EXPOSURE, MAX_NOTIONAL, BELOW_MINIMUM, IMMEDIATE, ACCEPTED = map(int, Verdict)
 LIQUIDATED, STOPPED, TARGET = range(3)
 
-SUMS = ("ledger.fees", "ledger.funding", "ledger.realised", "ledger.liquidation_losses", "ledger.traded_notional",
-        "wallet")  # fmt: skip
-FEES, FUNDING, REALISED, LOSSES, TRADED, WALLET = range(len(SUMS))
+SUMS = (*(f"ledger.{name}" for name in LEDGER_SUMS), "wallet")
+FEES, FUNDING, REALISED, LOSSES, TRADED, SLIPPAGE, GAP_LOSSES, FORGIVEN, WALLET = range(len(SUMS))
 
 LOT = np.dtype(
     [(name, "f4") for name in ("side", "quantity", "entry", "margin", "leverage", "stop", "target", "liquidation")]
     + [("age", "i4")]
 )
 ACTION = np.dtype([("choice", "i4", len(MULTI_DISCRETE))])
-EPISODE = np.dtype([("return_", "f4"), ("length", "i4")] + [(n, "f4") for n in ("equity", "peak", "max_drawdown")])
+EPISODE = np.dtype(
+    [("return_", "f4"), ("length", "i4")]
+    + [(name, "f4") for name in ("equity", "liquidation_value", "peak", "max_drawdown")]
+)
 
 # Threads that sleep between calls. OpenMP's spin for a while: they start at once, but stall whatever else runs.
 if numba.config.THREADING_LAYER == "default":
@@ -317,25 +320,25 @@ def _slip(rules, bar, price):
 
 
 @compiled
-def _liquidation_price(rules, lot):
+def _liquidation_price(rules, side, entry, quantity, margin):
     """Maintenance is convex: over the brackets the distance falls, then rises."""
-    per_tick = ONE / (lot.quantity * rules.tick_value)
-    free = lot.margin * per_tick
+    per_tick = ONE / (quantity * rules.tick_value)
+    free = margin * per_tick
     distance = INF
     for i in range(len(rules.rate)):
         rate = rules.rate[i]
-        slope = rules.of_long[i] if lot.side > ZERO else rules.of_short[i]
-        nearer = (free + rules.amount[i] * per_tick - rate * lot.entry) * slope
+        slope = rules.of_long[i] if side > ZERO else rules.of_short[i]
+        nearer = (free + rules.amount[i] * per_tick - rate * entry) * slope
         if nearer > distance:
             break
         distance = nearer
-    return max(lot.entry - lot.side * np.ceil(distance - lot.entry * SLACK), ZERO)
+    return max(entry - side * np.ceil(distance - entry * SLACK), ZERO)
 
 
 @inlined
-def _brink(lot):
-    """The signed mark at or below which a lot is liquidated."""
-    return lot.side * lot.liquidation if lot.liquidation > ZERO else -INF
+def _brink(side, level):
+    """The signed mark at or below which a lot with this liquidation price is liquidated."""
+    return side * level if level > ZERO else -INF
 
 
 @inlined
@@ -354,23 +357,60 @@ def _liquidate(a, slot):
     _free(a, slot)
 
 
+@inlined
+def _realise(lot, rules, fill):
+    """Profit and fee of an exit, which together never cost more than the margin, and what that forgives."""
+    fee = rules.taker_fee * (lot.quantity * fill * rules.tick_value)
+    profit = lot.side * lot.quantity * (fill - lot.entry) * rules.tick_value
+    floored = max(profit, -lot.margin)
+    return floored, min(fee, lot.margin + floored), max(fee - profit - lot.margin, ZERO)
+
+
 @compiled
-def _sell(a, slot, rules, fill):
-    """Any other exit: profit, and a fee; together they never cost more than the margin."""
+def _sell(a, slot, rules, trigger, fill):
+    """Any other exit. The trigger is the price before slippage."""
     lot = a.lots[slot]
-    notional = lot.quantity * fill * rules.tick_value
-    profit = max(lot.side * lot.quantity * (fill - lot.entry) * rules.tick_value, -lot.margin)
-    _pay(a, FEES, min(rules.taker_fee * notional, lot.margin + profit))
+    profit, fee, forgiven = _realise(lot, rules, fill)
+    worth = lot.quantity * rules.tick_value
+    _pay(a, FEES, fee)
     _post(a, REALISED, profit)
     _post(a, WALLET, profit)
     a.posted += profit
-    _post(a, TRADED, notional)
+    _post(a, TRADED, worth * fill)
+    if fill != trigger:
+        _post(a, SLIPPAGE, worth * (lot.side * (trigger - fill)))
+    if forgiven > ZERO:
+        _post(a, FORGIVEN, forgiven)
     _free(a, slot)
 
 
 @inlined
+def _fill_exit(a, rules, bar, price):
+    return max(price - a.side * _slip(rules, bar, price), LOWEST_FILL)
+
+
+@inlined
 def _sell_at_market(a, slot, rules, bar, price):
-    _sell(a, slot, rules, max(price - a.side * _slip(rules, bar, price), LOWEST_FILL))
+    _sell(a, slot, rules, price, _fill_exit(a, rules, bar, price))
+
+
+@inlined
+def _stop_out(a, slot, rules, bar, k):
+    """The worse of stop and candle open, slippage, and part of the way to the candle's adverse extreme."""
+    lot, side = a.lots[slot], a.side
+    trigger = side * min(side * lot.stop, side * bar.last.open[k])
+    depth = np.ceil(rules.stop_depth * abs(trigger - (bar.last.low[k] if side > ZERO else bar.last.high[k])))
+    if trigger != lot.stop:
+        _post(a, GAP_LOSSES, lot.quantity * rules.tick_value * (side * (lot.stop - trigger)))
+    a.stopped += 1
+    _sell(a, slot, rules, trigger, max(trigger - side * (_slip(rules, bar, trigger) + depth), LOWEST_FILL))
+
+
+@inlined
+def _take_profit(a, slot, rules):
+    target = a.lots[slot].target
+    a.targets += 1
+    _sell(a, slot, rules, target, target)
 
 
 @compiled
@@ -384,7 +424,7 @@ def _survey(a, mark, rules):
             a.side = lot.side
             a.margin += lot.margin
             a.floating += lot.side * lot.quantity * (mark - lot.entry) * rules.tick_value
-            a.brink = max(a.brink, _brink(lot))
+            a.brink = max(a.brink, _brink(lot.side, lot.liquidation))
 
 
 @compiled
@@ -398,8 +438,8 @@ def _open_bar(a, bar, rules):
                 paid = min(value * bar.funding_rate, lot.margin)
                 _pay(a, FUNDING, paid)
                 lot.margin -= paid
-                lot.liquidation = _liquidation_price(rules, lot)
-            if bar.tradable and lot.side * bar.mark.open[0] <= _brink(lot):
+                lot.liquidation = _liquidation_price(rules, lot.side, lot.entry, lot.quantity, lot.margin)
+            if bar.tradable and lot.side * bar.mark.open[0] <= _brink(lot.side, lot.liquidation):
                 _liquidate(a, slot)
     _survey(a, bar.before, rules)
 
@@ -428,13 +468,21 @@ def _trade(a, bar, rules, action):
 
 @compiled
 def _close(a, bar, rules):
+    """A resting stop or target that the open has reached comes before the order."""
     if a.held == 0:
         return IDLE
+    price = bar.last.open[0]
     slot, rest = 0, a.held
     while rest:
         if rest & 1:
-            _sell_at_market(a, slot, rules, bar, bar.last.open[0])
-            a.closed += 1
+            lot = a.lots[slot]
+            if a.side * price <= a.side * lot.stop:
+                _stop_out(a, slot, rules, bar, 0)
+            elif a.side * price > a.side * lot.target:
+                _take_profit(a, slot, rules)
+            else:
+                _sell_at_market(a, slot, rules, bar, price)
+                a.closed += 1
         slot, rest = slot + 1, rest >> 1
     return ACCEPTED
 
@@ -458,25 +506,30 @@ def _open(a, bar, rules, action, side):
     entry = max(price + side * slip, LOWEST_FILL)
     step_notional = entry * rules.tick_value
     margin = min(size * available, free / (ONE + leverage * rules.taker_fee))
-    quantity = min(np.floor(margin * leverage / step_notional), rules.max_steps)
+    steps = margin * leverage / step_notional
+    quantity = min(np.floor(steps + min(steps * OF_STEPS, HALF)), rules.max_steps)
     notional = quantity * step_notional
     if quantity < ONE or notional < rules.min_notional:
         return BELOW_MINIMUM
+    posted = notional / leverage
+    level = _liquidation_price(rules, side, entry, quantity, posted)
+    if side * bar.mark.open[0] <= _brink(side, level):
+        return IMMEDIATE
     stop = max(slip + ONE, np.rint(_choose(rules.stop, action[3]) * bar.atr))
     slot = 0
     while a.held >> slot & 1:
         slot += 1
     lot = a.lots[slot]
     lot.side, lot.quantity, lot.entry, lot.leverage = side, quantity, entry, leverage
-    lot.margin = notional / leverage
+    lot.margin, lot.liquidation = posted, level
     lot.stop = entry - side * stop
     lot.target = entry + side * max(stop, np.rint(_choose(rules.target, action[4]) * bar.atr))
-    lot.liquidation = _liquidation_price(rules, lot)
     a.held |= 1 << slot
     a.side = side
     a.opened += 1
     _pay(a, FEES, rules.taker_fee * notional)
     _post(a, TRADED, notional)
+    _post(a, SLIPPAGE, side * quantity * (entry - price) * rules.tick_value)
     return ACCEPTED
 
 
@@ -484,7 +537,7 @@ def _open(a, bar, rules, action, side):
 def _end_in_candle(a, slot, bar, rules):
     """The first candle that reached a level of the lot ends it; there is one."""
     lot, side = a.lots[slot], a.side
-    stop, beyond, brink = side * lot.stop, side * lot.target + ONE, _brink(lot)
+    stop, beyond, brink = side * lot.stop, side * lot.target + ONE, _brink(side, lot.liquidation)
     long = side > ZERO
     k = 0
     while True:
@@ -507,16 +560,10 @@ def _end_in_candle(a, slot, bar, rules):
         how = STOPPED if stops and (stop >= brink or not liquidates) else LIQUIDATED if liquidates else TARGET
     if how == LIQUIDATED:
         _liquidate(a, slot)
-        return
-    fill = lot.target
-    if how == STOPPED:
-        trigger = side * min(stop, side * price)
-        depth = np.ceil(rules.stop_depth * abs(trigger - adverse))
-        fill = max(trigger - side * (_slip(rules, bar, trigger) + depth), LOWEST_FILL)
-        a.stopped += 1
+    elif how == STOPPED:
+        _stop_out(a, slot, rules, bar, k)
     else:
-        a.targets += 1
-    _sell(a, slot, rules, fill)
+        _take_profit(a, slot, rules)
 
 
 @inlined
@@ -533,7 +580,7 @@ def _hold_through(a, bar, rules):
         if rest & 1:
             lot = a.lots[slot]
             lot.age += 1
-            brink = _brink(lot)
+            brink = _brink(side, lot.liquidation)
             if worst <= side * lot.stop or best >= side * lot.target + ONE or mark_worst <= brink:
                 _end_in_candle(a, slot, bar, rules)
             elif lot.age >= rules.max_hold and bar.alive:
@@ -598,6 +645,19 @@ def _step(a, view, bar, rules, action):
     _observe(a, view, bar, bar.mark.close, rules, count, quantity, oldest)
 
 
+@compiled
+def _liquidation_value(a, bar, rules):
+    """Equity after closing every lot at the close of the bar that was last."""
+    price = bar.last.close
+    fill, gained = _fill_exit(a, rules, bar, price), ZERO
+    for slot in range(len(a.lots)):
+        lot = a.lots[slot]
+        if lot.quantity > ZERO:
+            profit, fee, _ = _realise(lot, rules, fill)
+            gained += profit - fee
+    return a.sums[WALLET] + gained
+
+
 @inlined
 def _follow(episode, a, started, before):
     """The statistics of `AutoReset`."""
@@ -607,7 +667,7 @@ def _follow(episode, a, started, before):
         episode.peak = before
     episode.return_ += a.reward
     episode.length += 1
-    episode.equity = a.equity
+    episode.equity = episode.liquidation_value = a.equity
     episode.peak = max(episode.peak, a.equity)
     episode.max_drawdown = max(episode.max_drawdown, ONE - a.equity / episode.peak)
 
@@ -675,10 +735,12 @@ def _step_some(accounts, views, episodes, last, last_views, market, rules, actio
         if started and not auto_reset:
             a.reward = ZERO
             continue
-        _step(a, views[i], market[a.t], rules[0], actions[i].choice)
+        bar = market[a.t]
+        _step(a, views[i], bar, rules[0], actions[i].choice)
         if auto_reset:
             _follow(episodes[i], a, started, before)
             if a.terminated or a.truncated:
+                episodes[i].liquidation_value = _liquidation_value(a, bar, rules[0])
                 last[i], last_views[i] = a, views[i]
                 _restart(a, views[i], market, rules[0], i)
 

@@ -6,19 +6,23 @@ may be TIES of all steps of an environment (measured: 2e-5), and never more than
 """
 
 import collections
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 
 import jax
 import numba
 import numpy as np
 import pytest
-from markets import HAND, all_bars, crash_market, stacked
+from markets import FREE, HAND, all_bars, crash_market, hand_market, order, stacked
 
 from benchmarks import limit as module
 from benchmarks.limit import Limit, read_field
 from perpjax import AutoReset, EnvConfig, EnvParams, Instrument, PerpEnv, State, Verdict, concatenate_markets
 from perpjax.audit.draws import draw_actions
+from perpjax.orders import CLOSE, DIRECTIONS, LEVERAGES, LONG, SIZES
+from perpjax.state import EVENTS, SUMS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -29,8 +33,7 @@ LEVELS = {"entry", "stop", "target", "liquidation", "quantity"}
 """Whole ticks, or steps."""
 FRACTIONS = {"obs": 1e-5, "final_obs": 1e-5, "reward": 1e-6, "return_": 1e-6, "max_drawdown": 1e-6}
 """To what that which is no money agrees; money agrees to 1e-6 of equity, or of itself where it has grown larger."""
-MONEY = {"equity", "wallet", "margin", "peak", "fees", "funding", "realised", "liquidation_losses", "traded_notional"}
-SUMS = ("fees", "funding", "realised", "liquidation_losses", "traded_notional")
+MONEY = {"equity", "liquidation_value", "wallet", "margin", "peak", *SUMS}
 
 
 STEEP = Instrument("STEEP", 1.0, 1e-3, 150.0, 5.0, maintenance_fee_rate=6e-4, brackets=HAND.brackets)
@@ -44,9 +47,10 @@ PARAMS = {
 
 @functools.cache
 def make_env(kind: str) -> PerpEnv:
-    """Wild markets of two segments, with a mark of their own."""
-    markets = [crash_market(bars=1000, seed=seed).replace(instruments=stacked(STEEP)) for seed in (1, 2)]
-    return PerpEnv(concatenate_markets(markets), PARAMS[kind], EnvConfig(max_lots=3, episode_length=120))
+    """Wild markets of two segments, with a mark of their own that has parts of ticks."""
+    markets = [crash_market(bars=1000, seed=seed, wild=True) for seed in (1, 2)]
+    market = concatenate_markets([m.replace(instruments=stacked(STEEP)) for m in markets])
+    return PerpEnv(market, PARAMS[kind], EnvConfig(max_lots=3, episode_length=120))
 
 
 @jax.jit
@@ -69,9 +73,11 @@ Fields = dict[str, np.ndarray]
 
 
 def play(env: PerpEnv | AutoReset, steps: int) -> Iterator[tuple[State, np.ndarray, State]]:
-    """Steps of random traders, all of them anew: state, actions, state."""
-    state = reset(env, steps)
-    for action in draw_actions(np.random.default_rng(steps), EnvConfig(), steps, ENVS):
+    """Steps of random traders, who close more often than most, all of them anew: state, actions, state."""
+    state, rng = reset(env, steps), np.random.default_rng(steps)
+    actions = draw_actions(rng, EnvConfig(), steps, ENVS)
+    actions[rng.random((steps, ENVS)) < 0.1, 0] = DIRECTIONS.index(CLOSE)
+    for action in actions:
         stepped = advance(env, state, action)
         yield state, action, stepped
         state = stepped
@@ -134,42 +140,81 @@ def near_ties(found: Fields) -> int:
     return int((np.max(list(found.values()), axis=0) > 1).sum())
 
 
-def assert_compensated(before: Fields, wanted: Fields, got: Fields) -> None:
-    """Where a sum of money moved, its low part mostly is the same to the bit: a lost or wrong one never is."""
+def count_low_parts(before: Fields, wanted: Fields, got: Fields) -> np.ndarray:
+    """By sum of money, how often it moved and has a low part, and how often the limit's is the same to the bit."""
     lows = {"account.wallet": lambda fields: fields["account.wallet_low"]}
     lows |= {f"account.ledger.{n}": lambda fields, i=i: fields["account.ledger.low"][:, i] for i, n in enumerate(SUMS)}
+    counts = []
     for name, low in lows.items():
-        moved = before[name] != wanted[name]
-        assert (low(got) == low(wanted))[moved].mean() > 0.5, name
+        moved = (before[name] != wanted[name]) & (low(wanted) != 0)
+        counts.append((moved.sum(), (low(got) == low(wanted))[moved].sum()))
+    return np.array(counts)
 
 
 def happened(before: Fields, after: Fields) -> dict[str, int]:
     """How often each thing that can happen to an account happened in a step."""
     change = {name.rpartition(".")[2]: after[name] - before[name] for name in after if ".ledger." in name}
-    names = ("opened", "stopped", "targets", "timed_out", "closed", "liquidated", "ambiguous")
+    closing = (change["refused"][:, Verdict.ACCEPTED] > 0) & (change["opened"] == 0)
     return {
-        **{name: int(change[name].sum()) for name in names},
+        **{name: int(change[name].sum()) for name in EVENTS},
         **{v.name: int(change["refused"][:, v].sum()) for v in Verdict},
+        **{name: int((change[name] > 0).sum()) for name in ("slippage", "gap_losses", "forgiven")},
         "paid": int((change["funding"] > 0).sum()),
         "received": int((change["funding"] < 0).sum()),
+        "stop before close": int(change["stopped"][closing].sum()),
+        "gapped stop before close": int((change["gap_losses"][closing] > 0).sum()),
+        "target before close": int(change["targets"][closing].sum()),
         "absorbed": int((before["terminated"] | before["truncated"]).sum()),
         "terminated": int(after["terminated"].sum()),
     }
 
 
-@pytest.mark.parametrize(
-    "kind, never", [("wild", {"MAX_NOTIONAL"}), ("rich", {"terminated", "liquidated", "BELOW_MINIMUM"})]
-)
+NEVER = {
+    "wild": {"MAX_NOTIONAL"},
+    "rich": {"terminated", "liquidated", "BELOW_MINIMUM", "IMMEDIATE_LIQUIDATION", "forgiven"}
+    | {"stop before close", "gapped stop before close", "target before close"},
+}
+"""What happens less than 50 times in a run."""
+
+
+@pytest.mark.parametrize("kind, never", NEVER.items())
 def test_every_step_is_the_environments_step(kind, never):
-    counts, ties, steps = collections.Counter(), 0, 0
+    counts, low_parts, ties, steps = collections.Counter(), 0, 0, 0
     for length in LENGTHS[kind]:
         before, wanted, got = play_beside(make_env(kind), length)
         ties += near_ties(errors(got, wanted))
         counts.update(happened(before, wanted))
+        low_parts += count_low_parts(before, wanted, got)
         steps += length
-        assert_compensated(before, wanted, got)
     assert ties <= TIES * steps * ENVS
     assert {name for name, n in counts.items() if n < 50} <= never, counts
+    moved, same = low_parts.T  # what is lost or wrong is never the same
+    assert (same >= 0.65 * moved).all() and (moved.all() or kind == "rich"), low_parts
+
+
+@pytest.mark.parametrize("step", [0.09, 9e-7])
+def test_quantity_that_rounding_makes_less_than_whole_is_whole(step):
+    """0.09 in float32 is a little more than that, and a third of the quotients fall short of a whole number of steps.
+
+    Steps of 9e-7 are so many that the slack would be more than one if it were not half a step at most.
+    """
+    prices = [p for p in range(100, 10_001) if 10**6 % p == 0]
+    flat = {(t, k): (p,) * 4 for t, p in enumerate(prices, 1) for k in range(3)}
+    market = hand_market(both=flat, bars=len(prices) + 8, instrument=dataclasses.replace(HAND, step_size=step))
+    env = PerpEnv(market, FREE.replace(initial_equity=9000.0), EnvConfig(max_lots=3, episode_length=6))
+    orders = [order(LONG, *x) for x in itertools.product(SIZES, LEVERAGES)]
+    starts, chosen = (x.ravel() for x in np.meshgrid(np.arange(1, len(prices) + 1), np.arange(len(orders))))
+    state = jax.jit(jax.vmap(env.reset, (None, 0)))(jax.random.key(0), starts)
+    actions = np.array(orders)[chosen]
+    limit = Limit(env)
+    limit.load(state)
+    limit.step(actions)
+    wanted = read_state(limit.fields, advance(env, state, actions))
+    assert not near_ties(errors(read_all(limit), wanted))
+    lots = {name: wanted[f"account.lots.{name}"][:, 0] for name in ("quantity", "entry", "leverage")}
+    margin = np.float32([SIZES[i] for i in actions[:, 1]]) * (env.params.max_exposure * env.params.initial_equity)
+    steps = margin * lots["leverage"] / (lots["entry"] * market.instrument.tick_value)
+    assert (np.floor(steps) < lots["quantity"]).sum() > 20
 
 
 def test_free_run_ends_where_the_environment_ends():
@@ -192,6 +237,8 @@ def test_auto_reset_is_the_wrappers():
         wanted[name] = np.where(done.reshape(-1, *[1] * (wanted[name].ndim - 1)), fresh[name], wanted[name])
     assert near_ties(errors(got, wanted)) <= TIES * 600 * ENVS
     assert done.sum() > 400
+    lots_left = wanted["episode.liquidation_value"] != wanted["episode.equity"]
+    assert (lots_left & done).sum() > 100 and not (lots_left & ~done).any()
 
 
 def test_first_bars_are_uniform():
@@ -229,6 +276,15 @@ def test_threads_do_not_change_anything(threads):
     numba.set_num_threads(before)
     for name in few.fields:
         np.testing.assert_array_equal(all_.read(name), few.read(name)[rows], err_msg=name)
+
+
+def test_marks_have_parts_of_ticks():
+    rows = module.pack_market(make_env("wild").market)[:-1]
+    for marks in (rows["mark"]["open"], rows["mark"]["close"], rows["before"], rows["funding_price"]):
+        assert (marks % 1 != 0).mean() > 0.9
+    for levels in (rows["mark"]["high"], rows["mark"]["low"], rows["last"]["open"], rows["last"]["close"]):
+        levels = levels[np.isfinite(levels)]
+        np.testing.assert_array_equal(levels, np.round(levels))
 
 
 def test_market_without_a_mark_is_marked_to_the_last_price():
