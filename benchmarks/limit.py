@@ -30,7 +30,7 @@ from perpjax.margin import CEIL_SLACK
 from perpjax.observation import ACCOUNT_FEATURES, scale_features
 from perpjax.orders import CLOSE, DIRECTIONS, HOLD, LONG, MULTI_DISCRETE, Order, decode
 from perpjax.rewards import EQUITY_FLOOR
-from perpjax.risk import MAX_STOP, MAX_TARGET, MIN_STOP, MIN_TARGET, STEP_SLACK
+from perpjax.risk import HALF_STEP, MAX_STOP, MAX_TARGET, MIN_STOP, MIN_TARGET, STEP_SLACK
 from perpjax.state import EVENTS
 from perpjax.state import SUMS as LEDGER_SUMS
 
@@ -41,8 +41,9 @@ AHEAD, FETCHED = 4, 5 * CACHE_LINE
 """A bar is asked for so many environments before it is needed, an account twice as many; so many bytes of each."""
 
 # Numba keeps float32 only where every operand is one: a literal 0.0 would make a double of its neighbours.
-ZERO, ONE, TWO, HALF, THIRD, FIFTH, INF = (np.float32(x) for x in (0, 1, 2, 1 / 2, 1 / 3, 1 / 5, np.inf))
-SLACK, OF_STEPS, LOWEST_FILL = np.float32(CEIL_SLACK), np.float32(STEP_SLACK), np.float32(MIN_FILL)
+ZERO, ONE, TWO, THIRD, FIFTH, INF = (np.float32(x) for x in (0, 1, 2, 1 / 3, 1 / 5, np.inf))
+SLACK, LOWEST_FILL = np.float32(CEIL_SLACK), np.float32(MIN_FILL)
+OF_STEPS, HALF = np.float32(STEP_SLACK), np.float32(HALF_STEP)
 SMALL = np.float32(0.1)
 """Below this the series of the logarithm is as exact as float32."""
 ASKS_NOTHING, ASKS_LONG, ASKS_CLOSE = (DIRECTIONS.index(x) for x in (HOLD, LONG, CLOSE))

@@ -69,8 +69,6 @@ class PerpEnv:
           ValueError: if the action has another shape or is not of the codec's type.
         """
         action = check_action(action, self.config)
-        if action.ndim > 1:
-            raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
         plain = PerpEnv(self.market, self.params, self.config)  # a subclass need not be a pytree
         new, view = plain._trade(state.replace(obs=None), action)
         return new.replace(obs=self.observe(self.market.ask_for_known(new.t, after=view[0]), view))
@@ -184,7 +182,14 @@ class PerpEnv:
 
         Args:
           state: of one environment. The close is that of bar t - 1, and the ATR that of its open, as in a timeout.
+
+        Raises:
+          ValueError: for a batch of states.
         """
+        if jnp.ndim(state.t):
+            raise ValueError(
+                f"a state of {jnp.shape(state.t)} environments; use jax.vmap, or VecEnv.one for one of them"
+            )
         lots, (close, atr) = state.account.lots, self.market.last_close(state.t - 1)
         tick_value = self.market.instrument_at(state.instrument).tick_value
         fill = fill_exit(account_side(lots), close, atr, self.params)

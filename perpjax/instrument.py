@@ -143,7 +143,7 @@ def _check_brackets(symbol: str, brackets: np.ndarray, fee: float) -> None:
         (np.diff(rate, prepend=0.0) <= 0, "its maintenance rate is not above that of the row before"),
         (rate + fee >= 1, "its maintenance rate and fee reach 1"),
         (
-            (rate + fee) * leverage >= 1,
+            (rate + fee) * leverage > 1 - 1e-9,
             f"at its max leverage maintenance, with a fee of {fee:g}, takes all of the margin",
         ),
         # cum_n = cum_{n-1} + floor_n (rate_n - rate_{n-1}): Binance FAQ, maintenance is continuous at the edges.

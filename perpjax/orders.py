@@ -62,21 +62,37 @@ def to_array(action: ActionLike) -> Array:
     """
     if isinstance(action, jax.Array):
         return action
-    if any(isinstance(x, jax.Array) for x in jax.tree.leaves(action)):
-        return jnp.asarray(action)
     try:
-        host = np.asarray(action)
-    except ValueError:
-        raise ValueError(f"an action is an array of five numbers, not {action!r}") from None
-    if jnp.issubdtype(host.dtype, jnp.integer):  # a device has no 64-bit integers: 2^32 would become 0
-        host = np.clip(host, -(2**31), 2**31 - 1).astype(np.int32)
-    elif not jnp.issubdtype(host.dtype, jnp.number) and host.dtype != bool:
+        numbers = jax.tree.map(_fit, action) if isinstance(action, list | tuple) else action
+        if any(isinstance(x, jax.Array) for x in jax.tree.leaves(numbers)):
+            return jnp.asarray(numbers)
+        host = _fit(np.asarray(numbers))
+    except (TypeError, ValueError):
+        host = np.asarray(None)
+    if not jnp.issubdtype(host.dtype, jnp.number) and host.dtype != bool:
         raise ValueError(f"an action is an array of five numbers, not {action!r}")
     return jnp.asarray(host)
 
 
-def check_action(action: ActionLike, config: EnvConfig) -> Array:
-    """The action as its codec wants it: float32 for `box5`, int32 for `multi_discrete`; [5], or [5, batch].
+def _fit(x: Any) -> Any:
+    """Numbers of the host, within int32 and float32: a device has no others, and 2^32 would become 0."""
+    if isinstance(x, int) and not isinstance(x, bool):
+        return min(max(x, -(2**31)), 2**31 - 1)
+    if not isinstance(x, np.ndarray | np.number):
+        return x
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return np.clip(x, -(2**31), 2**31 - 1).astype(np.int32)
+    if x.dtype in (np.float64, np.longdouble):
+        largest = np.finfo(np.float32).max
+        return np.where(np.isfinite(x), np.clip(x, -largest, largest), x).astype(np.float32)
+    return x
+
+
+def check_action(action: ActionLike, config: EnvConfig, batch: bool = False) -> Array:
+    """The action as its codec wants it: [5] float32 for `box5`, int32 for `multi_discrete`.
+
+    Args:
+      batch: whether axes of a batch may follow.
 
     Raises:
       ValueError: naming the codec and the type or the shape that the action has.
@@ -87,7 +103,7 @@ def check_action(action: ActionLike, config: EnvConfig) -> Array:
         raise ValueError(
             f"an action of {config.actions} is an array of {_MEANING[config.actions]}, not of {action.dtype}"
         )
-    if action.shape[:1] != (5,):
+    if action.shape[:1] != (5,) or (action.ndim > 1 and not batch):
         raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
     if kind is jnp.integer and action.dtype != dtype:  # what int32 cannot hold is out of range all the same
         action = jnp.clip(action, 0, 127)
@@ -102,7 +118,7 @@ _MEANING = {
 
 def decode(action: ActionLike, params: EnvParams, config: EnvConfig) -> Order:
     """The order that an action means; NaN or infinite entries make it HOLD, others are clipped to their range."""
-    action = check_action(action, config)
+    action = check_action(action, config, batch=True)
     # All zeros are HOLD in both codecs.
     action = jnp.where(any_of(~jnp.isfinite(action)), jnp.zeros_like(action), action)
     return _decode_box(action, params) if config.actions == "box5" else _decode_discrete(action, params)

@@ -84,7 +84,7 @@ def _check_range(name: str, value: Any, dtype: Any, lowest: float, highest: floa
     try:
         host = np.asarray(value, np.float64)
     except OverflowError:  # an integer beyond float64
-        host = np.asarray(np.inf if value > 0 else -np.inf)
+        host = np.vectorize(lambda x: float(min(max(x, -(10**300)), 10**300)))(np.asarray(value, object))
     whole = dtype == jnp.int32
     with np.errstate(over="ignore"):
         held, low, high = (np.asarray(x, np.float64 if whole else dtype) for x in (host, lowest, highest))

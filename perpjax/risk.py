@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax.batching import split_table, stage
@@ -17,7 +18,9 @@ MIN_STOP, MAX_STOP = 0.5, 3.0
 MIN_TARGET, MAX_TARGET = 0.5, 6.0
 """Range of the target multiple, ATRs; the target is also at least as far as the stop."""
 STEP_SLACK = 2.0**-22
-"""Fraction of a quantity, at most half a step, by which it may fall short of a whole step and still count as that."""
+"""Fraction of a quantity by which it may fall short of a whole step and still count as that; at most `HALF_STEP`."""
+HALF_STEP = float(np.nextafter(np.float32(0.5), np.float32(0)))
+"""Just under 1/2: from 2^23 steps on float32 would round a whole number and a half up."""
 
 
 class Exposure(NamedTuple):
@@ -126,7 +129,7 @@ def review(
     entry = fill_entry(side, price, atr, params)
     step_notional = entry * instrument.tick_value
     steps = margin * leverage / step_notional
-    quantity = jnp.minimum(jnp.floor(steps + jnp.minimum(steps * STEP_SLACK, 0.5)), instrument.max_steps)
+    quantity = jnp.minimum(jnp.floor(steps + jnp.minimum(steps * STEP_SLACK, HALF_STEP)), instrument.max_steps)
     notional = quantity * step_notional
     posted = notional / leverage
     level = stage(liquidation_ticks)(side, entry, quantity, posted, instrument)

@@ -105,15 +105,16 @@ class VecEnv:
         """As the wrapped environment's `step`, of many states and of actions [num_envs, 5].
 
         Raises:
-          ValueError: if the state lies by row, as a plain `jax.vmap` or `by_row` leaves it.
+          ValueError: if the state lies by row, as a plain `jax.vmap` or `by_row` leaves it, or if there is not one
+            action for each environment.
         """
-        if state.account.ledger.counts_axis == -1:
-            raise ValueError(
-                "this state lies by row, environment by environment; a VecEnv steps what VecEnv.reset returns"
-            )
+        _refuse_rows(state)
+        actions = to_array(action)
+        if actions.shape[:1] != state.t.shape:
+            raise ValueError(f"actions of shape {actions.shape} for {state.t.shape[0]} environments; give one to each")
         state = _with_axis(state, -1)
         axes = self.axes(state)
-        return _with_axis(jax.vmap(self.env.step, (axes, 0), axes)(state, to_array(action)), -2)
+        return _with_axis(jax.vmap(self.env.step, (axes, 0), axes)(state, actions), -2)
 
     def reset(self, key: Array, start: Int[Array, "num_envs"] | None = None) -> State:
         """As the wrapped environment's `reset`, with a key for each environment, and a first bar if any is given."""
@@ -140,6 +141,7 @@ class VecEnv:
 
         Raises:
           IndexError: if i is not one of the environments.
+          ValueError: if the state lies by row: there row i is `jax.tree.map(lambda x: x[i], state)`.
         """
         state = VecEnv.by_row(state)
         num_envs = len(jax.tree.leaves(state)[0])
@@ -152,7 +154,11 @@ class VecEnv:
         """The state, or a part of it, as a plain `jax.vmap` has it: everything of environment i in row i.
 
         It may be stacked: axes before these, of steps or of devices, stay where they are.
+
+        Raises:
+          ValueError: if the state lies by row already.
         """
+        _refuse_rows(state)
         axes = VecEnv.axes(state)
         return _with_axis(jax.tree.map(lambda axis, x: x if axis == 0 else x.swapaxes(-2, -1), axes, state), -1)
 
@@ -168,6 +174,13 @@ def unwrapped(env: Env, *kinds: type) -> Env:
     if not kinds or isinstance(env, kinds):
         return inner
     return env if inner is env.env else dataclasses.replace(env, env=inner)
+
+
+def _refuse_rows(state: Any) -> None:
+    """Raise if a ledger in the state says that it lies by row."""
+    parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Ledger))
+    if any(isinstance(part, Ledger) and part.counts_axis == -1 for part in parts):
+        raise ValueError("this state lies by row, environment by environment; give one that VecEnv.reset returns")
 
 
 def _with_axis(state: T, axis: int) -> T:

@@ -108,7 +108,12 @@ def test_actions_of_another_kind_are_refused_where_the_step_is_traced(kind, give
         many.step(many.reset(jax.random.split(jax.random.key(0), 1)), batch)
 
 
-@pytest.mark.parametrize("action", [[1, 2], [[1] * 5] * 5, 3, [], ["a"] * 5, None, [[1, 2], [3]], {"a": 1}])
+ONE = jnp.int32(1)
+
+
+@pytest.mark.parametrize("action", [
+    [1, 2], [[1] * 5] * 5, 3, [], ["a"] * 5, None, [[1, 2], [3]], {"a": 1}, {"a": ONE}, [ONE, None, 0, 0, 0],
+])  # fmt: skip
 def test_what_is_no_action_is_one_line(action):
     env = PerpEnv(hand_market(), FREE, EnvConfig(max_lots=3, episode_length=6))
     with pytest.raises(ValueError, match="an action ") as caught:
@@ -122,6 +127,16 @@ def test_integers_out_of_range_are_the_nearest_choice():
         for large in (99, top):
             got = decode(np.full(5, large, dtype), EnvParams(), EnvConfig())
             assert [float(x) for x in got] == [CLOSE, 1, 10, 3, 6]
-        if np.iinfo(dtype).min < 0:
-            got = decode(np.full(5, np.iinfo(dtype).min, dtype), EnvParams(), EnvConfig())
-            assert [float(x) for x in got] == [HOLD, 0.25, 1, 0.5, 0.5]
+    for action in ([2**63, 99, 2**70, 9, 9], [jnp.int32(9), 99, np.int64(2**40), 9, 9]):
+        assert [float(x) for x in decode(action, EnvParams(), EnvConfig())] == [CLOSE, 1, 10, 3, 6]
+    for dtype in (np.int8, np.int32, np.int64):
+        got = decode(np.full(5, np.iinfo(dtype).min, dtype), EnvParams(), EnvConfig())
+        assert [float(x) for x in got] == [HOLD, 0.25, 1, 0.5, 0.5]
+
+
+def test_finite_numbers_beyond_float32_are_clipped():
+    config = EnvConfig("box5")
+    for dtype in (np.float64, np.longdouble):
+        got = decode(np.array([1e300, -1e300, 1e39, 1, 1], dtype), EnvParams(), config)
+        assert [float(x) for x in got] == [LONG, 0, 10, 3, 6]
+    assert int(decode(np.array([np.inf, 1, 1, 1, 1]), EnvParams(), config).direction) == HOLD

@@ -405,6 +405,11 @@ def test_bracket_tables_of_a_wrong_shape_and_a_fee_that_fills_them():
         Instrument(brackets=steep, maintenance_fee_rate=0.06)
 
 
+def test_a_list_with_an_integer_beyond_float64_is_refused():
+    with pytest.raises(ValueError, match="taker_fee"):
+        EnvParams(taker_fee=[0.01, 10**400])
+
+
 def test_a_quotient_that_is_a_whole_number_of_steps_is_that_many():
     # 0.1 * 500 * 3 / (300 * 0.0005) = 1000 exactly; in float32 this and hundreds like it come out just below.
     instrument = Instrument("HALF", 0.5, 0.001, 0.01, 1e4).on_device()
@@ -435,12 +440,26 @@ def test_a_quotient_that_is_a_whole_number_of_steps_is_that_many():
     assert (np.asarray(got.margin) <= asked * (1 + 2.0**-22 + 2.0**-22)).all()
 
 
+@pytest.mark.parametrize("steps", [2**22 + 1, 2**23 - 1, 2**23 + 1, 12_345_677, EXACT])
+def test_the_slack_never_adds_a_step_to_a_whole_number(steps):
+    # From 2^23 on float32 has no halves: a whole number and one half would be rounded to the next even one.
+    instrument = Instrument("ONE", 1.0, 1.0, 5.0, EXACT, 0.0, ((0, 1e12, 50, 0.01, 0),)).on_device()
+    wealth = float(steps * 64)
+    params = FREE.replace(max_exposure=1.0)
+    got = judge(leverage=1.0, price=64.0, mark=64.0, equity=wealth, wallet=wealth, instrument=instrument, params=params)
+    assert int(got.quantity) == steps and float(got.margin) == wealth
+
+
 def test_maintenance_at_the_maximum_leverage_is_below_the_margin():
     # Rate times leverage is the share of a lot's margin that maintenance takes when the lot opens.
     Instrument(brackets=[(0, 1e9, 10, 0.0999, 0)])
     for rate in (0.1, 0.25):
         with pytest.raises(ValueError, match=r"bracket row 0 .* at its max leverage .* takes all of the margin"):
             Instrument(brackets=[(0, 1e9, 10, rate, 0)])
+    # 1 in decimals, a little less in float64.
+    for leverage, rate, fee in ((5, 0.1999, 0.0001), (10, 0.0997, 0.0003), (80, 0.0124, 0.0001)):
+        with pytest.raises(ValueError, match="takes all of the margin"):
+            Instrument(brackets=[(0, 1e9, leverage, rate, 0)], maintenance_fee_rate=fee)
     # With the fee in it: 150 x (0.004 + 0.05) = 8.1. Row 3 of these is the first to reach 1: 20 x (0.025 + 0.025).
     with pytest.raises(ValueError, match=r"bracket row 0 .* with a fee of 0\.05"):
         Instrument(maintenance_fee_rate=0.05)

@@ -112,8 +112,20 @@ def test_one_environment_of_many_is_named_by_its_number():
 def test_a_vec_env_refuses_rows():
     env = VecEnv(make_env(4))
     state = env.by_row(env.reset(jax.random.split(jax.random.key(1), 3)))
-    with pytest.raises(ValueError, match="by row"):
-        env.step(state, jnp.zeros((3, 5), jnp.int32))
+    for use in (lambda s: env.step(s, jnp.zeros((3, 5), jnp.int32)), VecEnv.by_row, lambda s: VecEnv.one(s, 1)):
+        with pytest.raises(ValueError, match="by row"):
+            use(state)
+
+
+def test_a_vec_env_wants_an_action_for_each_environment():
+    env = VecEnv(make_env(4))
+    state = env.reset(jax.random.split(jax.random.key(1), 3))
+    assert int(env.step(state, [[0] * 5] * 3).t[0]) == int(state.t[0]) + 1
+    for shape in ((5,), (2, 5), (4, 5)):
+        with pytest.raises(ValueError, match="for 3 environments"):
+            env.step(state, np.zeros(shape, np.int32))
+    with pytest.raises(ValueError, match=r"VecEnv\.one"):
+        env.env.env.liquidation_value(state)
 
 
 def test_no_slot_is_beyond_every_slot():
