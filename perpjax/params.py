@@ -84,7 +84,8 @@ def _check_range(name: str, value: Any, dtype: Any, lowest: float, highest: floa
     try:
         host = np.asarray(value, np.float64)
     except OverflowError:  # an integer beyond float64
-        host = np.vectorize(lambda x: float(min(max(x, -(10**300)), 10**300)))(np.asarray(value, object))
+        far = np.vectorize(lambda x: float(x) if abs(x) < 10**300 else np.inf if x > 0 else -np.inf)
+        host = far(np.asarray(value, object))
     whole = dtype == jnp.int32
     with np.errstate(over="ignore"):
         held, low, high = (np.asarray(x, np.float64 if whole else dtype) for x in (host, lowest, highest))
