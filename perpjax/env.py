@@ -116,9 +116,9 @@ class PerpEnv:
         reward = jnp.where(over, 0, reward)
 
         view = _observe(held, exits.events, order.side, config.max_lots, equity, bar, tick_value, params)
-        # What follows need not read the lots again.
         slippage = order.slippage(bar.unpack().open[0], tick_value) + exits.slippage
         costs = slippage, exits.gap_losses, exits.forgiven
+        # What follows need not read the lots again.
         view, equity, terminated, truncated, reward, events, costs = end_kernel(
             (view, equity, terminated, truncated, reward, exits.events, costs)
         )
