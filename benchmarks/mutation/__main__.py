@@ -40,7 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
 COPIED = ("perpjax", "train", "tests", "pyproject.toml")
 TESTS = ("rules", "intrabar", "risk", "ledger")
-"""Files, or tests of a file, without `tests/test_` and `.py`."""
+"""Files, or tests of a file, without `test_` and `.py`."""
 FIRST = {
     "margin": ("margin",),
     "intrabar": ("intrabar::test_counting_equals_a_loop_over_candles", "intrabar"),
@@ -124,7 +124,13 @@ def make_mutants(module: str) -> Iterator[Mutant]:
 def name_tests(module: str) -> list[str]:
     """The tests of a module, as pytest wants them named."""
     names = dict.fromkeys((*FIRST[module], *TESTS))
-    return ["tests/test_" + (name.replace("::", ".py::") if "::" in name else f"{name}.py") for name in names]
+    return [find_test(*name.split("::")) for name in names]
+
+
+def find_test(module: str, test: str = "") -> str:
+    """A file of tests, or one test of it, as pytest wants it named."""
+    (path,) = (ROOT / "tests").rglob(f"test_{module}.py")
+    return str(path.relative_to(ROOT)) + (f"::{test}" if test else "")
 
 
 def work(tree: pathlib.Path, timeout: float, todo: queue.SimpleQueue, done: queue.SimpleQueue) -> None:

@@ -6,14 +6,15 @@ import re
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTRACT = (ROOT / "docs" / "semantics.md").read_text()
 REFERENCE = re.compile(r"\b(test_\w+)::(test_\w+)")
 
 
 @functools.cache
 def names_in(module: str) -> set[str]:
-    return set(re.findall(r"^\s*def (\w+)", (ROOT / "tests" / f"{module}.py").read_text(), flags=re.MULTILINE))
+    (path,) = (ROOT / "tests").rglob(f"{module}.py")
+    return set(re.findall(r"^\s*def (\w+)", path.read_text(), flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("module, name", sorted(set(REFERENCE.findall(CONTRACT))))

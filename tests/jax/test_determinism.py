@@ -13,7 +13,7 @@ import pytest
 from perpjax._seed import check_seed, seed_key, seed_words
 from perpjax.audit.fingerprint import fingerprint
 
-SCRIPT = pathlib.Path(__file__).with_name("determinism.py")
+SCRIPT = pathlib.Path(__file__).parents[1] / "determinism.py"
 
 
 def run(seed: int) -> dict[str, str]:

@@ -281,7 +281,7 @@ def test_one_place_for_every_limit():
         ("train/ladder_rungs.py", "ruin_fraction"),  # counts the windows that ended so
         ("train/references.py", "max_hold"),  # only for episodes whose lots live one bar
     }
-    root = pathlib.Path(__file__).resolve().parents[1]
+    root = pathlib.Path(__file__).resolve().parents[2]
     files = [f for d in ("perpjax", "train") for f in sorted((root / d).rglob("*.py"))]
     assert len(files) > 15
     found, judged = set(), set()

@@ -7,7 +7,7 @@ import pytest
 nbformat = pytest.importorskip("nbformat", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 nbclient = pytest.importorskip("nbclient", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LINES = 25
 CHECK = """assert [x.get_gid() for x in ax.lines if x.get_gid() and x.get_gid().startswith("entry")] == [

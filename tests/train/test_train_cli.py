@@ -295,7 +295,7 @@ def test_interrupt_saves_and_exits_clean(tmp_path):
     ]
     process = subprocess.Popen(
         [*command, "--dataset", SMALL_DATA, "--run-dir", str(run_dir)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=pathlib.Path(__file__).parents[1],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=pathlib.Path(__file__).parents[2],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )  # fmt: skip
     try:

@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("perpjax", "train")
 SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 
@@ -78,7 +78,7 @@ files = [importlib.import_module(n).__file__ for n in names]
 print(json.dumps([perpjax.__file__, train.__file__, *files]))
 """
     files = json.loads(ask(installed, code, tmp_path))
-    prefix = str(installed.parents[1])
+    prefix = str(installed.parents[2])
     assert len(files) == len(SOURCES)
     assert all(f.startswith(prefix) for f in files), files
 
