@@ -3,12 +3,13 @@
 from perpjax.data import build_market, load_market
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
-from perpjax.market import Bar, Market, Segments, concatenate_markets, slice_market
-from perpjax.orders import Order, Verdict
+from perpjax.market import Market, Segments, concatenate_markets, slice_market
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.risk import review
+from perpjax.rules.bar import Bar
+from perpjax.rules.orders import Order, Verdict
+from perpjax.rules.risk import review
 from perpjax.state import Account, Ledger, Lots, State
-from perpjax.wrappers import AutoReset, VecEnv
+from perpjax.vec import AutoReset, VecEnv
 
 __version__ = "0.1.0"
 

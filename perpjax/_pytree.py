@@ -1,5 +1,6 @@
 """Frozen dataclasses as pytrees, with a constructor that may validate and an unflattening that never does."""
 
+import contextlib
 import dataclasses
 from typing import Any, TypeVar, dataclass_transform
 
@@ -22,20 +23,40 @@ class Host:
 
 
 @dataclass_transform(frozen_default=True)
-def pytree(cls: type[T] | None = None, *, static: tuple[str, ...] = (), host: tuple[str, ...] = ()) -> Any:
+def pytree(
+    cls: type[T] | None = None, *, static: tuple[str, ...] = (), host: tuple[str, ...] = (), subclasses: bool = False
+) -> Any:
     """Make `cls` a frozen dataclass and a pytree.
 
     Args:
       static: fields that are part of the trace (hashable; a change compiles anew).
       host: fields only the host reads (names, dates). They are carried along and never compared, so code
         under `jit` must not read them.
+      subclasses: whether a subclass is a pytree from its first instance on, without a decorator of its own.
 
     The remaining fields are children. `cls.__post_init__` runs on construction and on `replace`, never when
     JAX unflattens, which must accept tracers and placeholders of any kind.
     """
     if cls is None:
-        return lambda c: pytree(c, static=static, host=host)
+        return lambda c: pytree(c, static=static, host=host, subclasses=subclasses)
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    _register(cls, static, host)
+    cls.replace = dataclasses.replace
+    if subclasses:
+        known = {cls}
+
+        def new(kind, *args, **values):
+            if kind not in known:
+                known.add(kind)
+                with contextlib.suppress(ValueError):  # its author has registered it
+                    _register(kind, static, host)
+            return object.__new__(kind)
+
+        cls.__new__ = new
+    return cls
+
+
+def _register(cls: type, static: tuple[str, ...], host: tuple[str, ...]) -> None:
     children = tuple(f.name for f in dataclasses.fields(cls) if f.name not in static + host)
 
     def flatten(self):
@@ -54,5 +75,3 @@ def pytree(cls: type[T] | None = None, *, static: tuple[str, ...] = (), host: tu
         return self
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    cls.replace = dataclasses.replace
-    return cls

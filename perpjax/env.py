@@ -1,33 +1,40 @@
-"""The environment. `_trade` reads like the contract: funding, opening check, orders, candles, mark, reward."""
+"""The environment. `PerpEnv.trade` is one bar, in the order of docs/semantics.md."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from perpjax._arrays import total
 from perpjax._pytree import pytree
-from perpjax.batching import batch_last, end_kernel, stage, total
-from perpjax.execution import fill_exit
 from perpjax.instrument import Instrument
-from perpjax.lots import Life, count, live, open_lot, realise, take_stock
-from perpjax.margin import Opening, open_bar
-from perpjax.market import Market, PackedBar, find_segment, pick_start
-from perpjax.moments import Tally
-from perpjax.observation import ACCOUNT_FEATURES, observe_account, observe_nothing, scale_features
-from perpjax.orders import CLOSE, ActionLike, check_action, decode
+from perpjax.market import Market, find_segment, pick_start
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.rewards import log_return, shaped
-from perpjax.risk import Exposure, Review, is_ruined, review
-from perpjax.state import Account, Holdings, Money, State, account_side, add, add_each, open_account
+from perpjax.rules.bar import Bar
+from perpjax.rules.execution import fill_exit
+from perpjax.rules.exits import BarTotals, LiveThrough, open_lot, realise
+from perpjax.rules.intrabar import signed_paths
+from perpjax.rules.margin import Opening, SettleAndCheck, liquidation_ticks
+from perpjax.rules.observation import ACCOUNT_FEATURES, observe_account, observe_nothing, scale_features
+from perpjax.rules.orders import CLOSE, ActionLike, Order, check_action, decode
+from perpjax.rules.rewards import REWARDS, Outcome
+from perpjax.rules.risk import Exposure, Proposal, Review, is_ruined, judge, propose
+from perpjax.state import Account, Money, State, account_side, add, open_account, post
+from perpjax.vec import env_axes, step_rows, with_slot_axis
+from perpjax.xla import Target, batched_by, default_platform, over_lots
+from perpjax.xla.over_lots import NO_SLOT, Insert
 
 
-@pytree(static=("config",))
+@pytree(static=("config",), subclasses=True)
 class PerpEnv:
     """Perpetual futures, one account, 15-minute decisions. A pytree: pass it to `jit` as an argument.
+
+    A subclass may have its own `observe` or `reward`, or wrap `step`; it is a pytree, too.
 
     Attributes:
       market: what is traded, on the device.
@@ -56,97 +63,6 @@ class PerpEnv:
         """Length of `State.obs`."""
         return self.market.scaler_mean.shape[-1] + len(ACCOUNT_FEATURES)
 
-    def step(self, state: State, action: ActionLike) -> State:
-        """Trade at the open of bar t, live through its candles, and return the state at decision t + 1.
-
-        Args:
-          action: [5], see `orders.decode`; vmap for a batch.
-
-        Returns:
-          The next state. A terminated or truncated one is absorbing: it comes back unchanged, reward 0.
-
-        Raises:
-          ValueError: if the action has another shape or is not of the codec's type.
-        """
-        action = check_action(action, self.config)
-        plain = PerpEnv(self.market, self.params, self.config)  # a subclass need not be a pytree
-        new, view = plain._trade(state.replace(obs=None), action)
-        return new.replace(obs=self.observe(self.market.ask_for_known(new.t, after=view[0]), view))
-
-    @batch_last(extra=jax.ShapeDtypeStruct((len(ACCOUNT_FEATURES),), jnp.float32))
-    def _trade(self, state: State, action: Array) -> tuple[State, Float[Array, "9 ..."]]:
-        """Section 3 of the contract, in its order. The next state, and what its observation says of the account."""
-        params, config = self.params, self.config
-        # An episode that is over stays at its last bar, in which nothing trades any more.
-        over = state.terminated | state.truncated
-        t = jnp.where(over, state.t, state.t + 1)
-        bar = self.market.packed_bar(t - 1, halted=over)
-        instrument = self.market.instrument_at(state.instrument)
-        tick_value = instrument.tick_value
-        account = state.account
-        against = account_side(account.lots) if config.opposite == "close" else None
-
-        # 1. Funding. 2. Opening check: what the mark has already reached is gone before any order is looked at.
-        lots, used, opening = open_bar(account.lots, bar, instrument)
-        wallet = _post((account.wallet, account.wallet_low), (opening.funding, opening.losses), ())
-
-        # 3. to 6. The order is reviewed; what it opens has its levels before the first candle.
-        order = _review(config)(action, against, opening, wallet[0], bar, instrument, params)
-        entry = open_lot(order, opening.free)
-
-        # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
-        life = Life(order, entry, bar, tick_value, config.intrabar, config.max_lots, params)
-        lots, exits, held = live(lots, used, life)
-        wallet = _post(wallet, (order.fee, exits.fees, exits.losses), (exits.realised,))
-
-        # 10. Mark to market.
-        equity = jnp.where(over, state.equity, wallet[0] + held.floating * tick_value)
-
-        # 11. Reward and flags.
-        terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
-        truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
-        posted = exits.realised - exits.fees - exits.losses - order.fee - opening.funding - opening.losses
-        gained = (held.floating - opening.carried) * tick_value
-        reward = log_return(posted + gained, state.equity, equity, params)
-        if config.reward == "shaped":
-            now = bar.unpack()
-            exposed, move = held.quantity * now.mark_close[-1] * tick_value, now.atr_after / now.close[-1]
-            liquidated = opening.liquidated + exits.events["liquidated"]
-            reward = shaped(reward, order.opens, liquidated, exposed, move, equity, terminated, params)
-        reward = jnp.where(over, 0, reward)
-
-        view = _observe(held, exits.events, order.side, config.max_lots, equity, bar, tick_value, params)
-        slippage = order.slippage(bar.unpack().open[0], tick_value) + exits.slippage
-        costs = slippage, exits.gap_losses, exits.forgiven
-        # What follows need not read the lots again.
-        view, equity, terminated, truncated, reward, events, costs = end_kernel(
-            (view, equity, terminated, truncated, reward, exits.events, costs)
-        )
-        slippage, gap_losses, forgiven = costs
-        ledger = add_each(
-            account.ledger,
-            fees=order.fee + exits.fees,
-            funding=opening.funding,
-            realised=exits.realised,
-            liquidation_losses=opening.losses + exits.losses,
-            traded_notional=order.notional + exits.notional,
-            slippage=slippage,
-            gap_losses=gap_losses,
-            forgiven=forgiven,
-        )
-        verdict = jnp.where(over, -1, order.verdict)
-        happened = count(verdict, order.opens, opening.liquidated, events)
-        ledger = ledger.replace(counts=ledger.counts + happened)
-        new = state.replace(
-            t=t,
-            reward=reward,
-            terminated=terminated,
-            truncated=truncated,
-            equity=equity,
-            account=Account(*wallet, lots, ledger),
-        )
-        return new, jnp.stack(view)
-
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State:
         """A fresh account at the open of a first bar.
 
@@ -154,6 +70,7 @@ class PerpEnv:
           key: draws the first bar, uniform over all that leave room for a whole episode.
           start: the first bar, instead. Outside the tradable bars it is an error if concrete, clipped if traced.
         """
+        self.params.check_batch(None)
         if start is None:
             # A fresh key is 64 random bits, of which 32 do: a second hash costs more than the rest of a reset.
             bits = jax.random.key_data(jax.random.fold_in(key, 0))[0]
@@ -162,8 +79,6 @@ class PerpEnv:
             if not isinstance(start, jax.core.Tracer):
                 self.check_start(start)
             t, segment = find_segment(self.market, jnp.asarray(start, jnp.int32))
-        row = self.market.segments.instrument[segment]
-        account = open_account(self.params.initial_equity, self.config.max_lots)
         return State(
             t=t,
             obs=self.observe(t, observe_nothing(self.params)),
@@ -171,11 +86,177 @@ class PerpEnv:
             terminated=jnp.zeros((), bool),
             truncated=jnp.zeros((), bool),
             equity=jnp.array(self.params.initial_equity),
-            account=account,
+            account=open_account(self.params.initial_equity, self.config.max_lots),
             key=jnp.array(key),
             end=jnp.minimum(t + self.config.episode_length - 1, self.market.segments.last[segment]) + 1,
-            instrument=row,
+            instrument=self.market.segments.instrument[segment],
         )
+
+    def step(self, state: State, action: ActionLike) -> State:
+        """Trade at the open of bar t, live through its candles, and return the state at decision t + 1.
+
+        Args:
+          action: [5], see `orders.decode`; vmap for a batch, or step a `VecEnv`.
+
+        Returns:
+          The next state. A terminated or truncated one is absorbing: it comes back unchanged, reward 0.
+
+        Raises:
+          ValueError: if the action has another shape or is not of the codec's type.
+        """
+        if jnp.ndim(state.t):
+            raise ValueError(f"a state of {jnp.shape(state.t)} environments; step a VecEnv, or use jax.vmap")
+        action, axis = check_action(action, self.config), state.account.lots.slot_axis
+        new = _step_one(self, with_slot_axis(state.replace(key=None), -1), action)
+        return with_slot_axis(new.replace(key=state.key), axis)
+
+    def step_batch(self, state: State, action: Array, target: Target) -> State:
+        """`step` of one environment or of a batch. `VecEnv` calls it.
+
+        Args:
+          state: lots of [lots, ...], with the batch axis last.
+          action: [..., 5].
+          target: the program that the step becomes part of.
+        """
+        action = check_action(jnp.moveaxis(action, -1, 0), self.config, batch=True)
+        new, view = self.trade(state, action, target)
+        t = self.market.prefetch_known(new.t, view[0], target)
+        return new.replace(obs=self._by_row(type(self).observe, target, (0, t), (-1, view)))
+
+    def trade(self, state: State, action: Array, target: Target) -> tuple[State, Float[Array, "9 ..."]]:
+        """One bar: the next state without its observation, and the observation of the account."""
+        params, config = self.params, self.config
+        kernel = target.own_kernel
+        # An episode that is over stays at its last bar, in which nothing trades any more.
+        over = state.terminated | state.truncated
+        t = jnp.where(over, state.t, state.t + 1)
+        bar = self.market.bar(t - 1, halted=over, target=target)
+        instrument = self.market.instrument_at(state.instrument)
+        tick_value = instrument.tick_value
+        account, wallet = state.account, (state.account.wallet, state.account.wallet_low)
+
+        # 1. Funding. 2. Opening check: a lot that the mark has already reached is gone before any order is looked at.
+        lots, opening, free_slot = over_lots(SettleAndCheck(bar, instrument), account.lots, target)
+        wallet = kernel(_pay)(wallet, (opening.funding, opening.losses))
+
+        # 3. to 6. The order is decoded, sized and judged. A lot that opens has its levels before the first candle.
+        review = self._review(action, account, opening, wallet[0], bar, instrument, target)
+        entry = Insert(open_lot(review), jnp.where(review.opens, free_slot, NO_SLOT))
+
+        # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
+        paths = kernel(signed_paths)(bar, review.side)
+        rule = LiveThrough(bar, paths, review, tick_value, params, config.intrabar)
+        lots, totals, _ = over_lots(rule, lots, target, insert=entry)
+        wallet = kernel(_pay)(wallet, (review.fee, totals.fees, totals.losses), (totals.realised,))
+
+        # 10. Mark to market.
+        equity = jnp.where(over, state.equity, wallet[0] + totals.unrealised * tick_value)
+
+        # 11. Reward and flags.
+        terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
+        truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
+        posted = totals.realised - totals.fees - totals.losses - review.fee - opening.funding - opening.losses
+        outcome = Outcome(
+            change=posted + (totals.unrealised - opening.unrealised_before) * tick_value,
+            before=state.equity,
+            after=equity,
+            opened=review.opens,
+            liquidated=opening.liquidated + totals.liquidated,
+            notional=totals.quantity * bar.mark_close[-1] * tick_value,
+            move=bar.atr_after / bar.close[-1],
+            ruined=terminated,
+        )
+        reward = jnp.where(over, 0, self._by_row(type(self).reward, target, (0, outcome)))
+
+        view = kernel(functools.partial(_observe, slots=config.max_lots))(
+            totals, review.side, equity, bar, tick_value, params
+        )
+        amounts = {
+            "fees": review.fee + totals.fees,
+            "funding": opening.funding,
+            "realised": totals.realised,
+            "liquidation_losses": opening.losses + totals.losses,
+            "traded_notional": review.notional + totals.notional,
+            "slippage": review.slippage(bar.open[0], tick_value) + totals.slippage,
+            "gap_losses": totals.gap_losses,
+            "forgiven": totals.forgiven,
+        }
+        counts = {
+            "opened": review.opens,
+            "liquidated": outcome.liquidated,
+            **{name: getattr(totals, name) for name in ("stopped", "targets", "closed", "timed_out", "ambiguous")},
+        }
+        # The ledger need not read the lots again.
+        view, equity, terminated, truncated, reward, amounts, counts = target.store(
+            (view, equity, terminated, truncated, reward, amounts, counts)
+        )
+        ledger = post(account.ledger, amounts, counts)
+        codes = jnp.arange(ledger.refused.shape[0], dtype=jnp.int32).reshape(-1, *[1] * over.ndim)
+        refused = ledger.refused + (codes == jnp.where(over, -1, review.verdict))
+        new = state.replace(
+            t=t,
+            obs=None,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            equity=equity,
+            account=Account(*wallet, lots, ledger.replace(refused=refused)),
+        )
+        return new, jnp.stack(view)
+
+    def _review(
+        self,
+        action: Array,
+        account: Account,
+        opening: Opening,
+        wallet: Float[Array, "..."],
+        bar: Bar,
+        instrument: Instrument,
+        target: Target,
+    ) -> Review:
+        """`risk.review` of an action, in three kernels. The order finds the account after the opening check."""
+        params, config, kernel = self.params, self.config, target.own_kernel
+        held_before = account_side(account.lots) if config.opposite == "close" else None
+
+        def read() -> tuple[Order, Exposure]:
+            order = decode(action, params, config)
+            if held_before is not None:  # a direction against the lots held before the check is a close
+                closes = order.direction * held_before < 0
+                order = order._replace(direction=jnp.where(closes, CLOSE, order.direction))
+            equity = wallet + opening.unrealised * instrument.tick_value
+            return order, Exposure(opening.held, config.max_lots, opening.side, wallet, equity, opening.margin)
+
+        def size_order() -> Proposal:
+            return propose(*read(), bar.open[0], bar.atr, instrument, params)
+
+        def judge_order(lot: Proposal, liquidation: Array) -> Review:
+            order, exposure = read()
+            return judge(order, lot, liquidation, exposure, bar.mark_open[0], bar.valid[0], instrument, params)
+
+        lot = kernel(size_order)()
+        liquidation = kernel(liquidation_ticks)(lot.side, lot.entry, lot.quantity, lot.margin, instrument)
+        return kernel(judge_order)(lot, liquidation)
+
+    def reward(self, outcome: Outcome) -> Float[Array, ""]:
+        """The reward of one step; `EnvConfig.reward` names the function. A subclass may have its own."""
+        return REWARDS[self.config.reward](outcome, self.params)
+
+    def observe(self, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
+        """The observation at the open of bar t: scaled features, then the account. A subclass may have its own.
+
+        Args:
+          view: the nine numbers of `observation.observe_account`.
+        """
+        known = self.market.known(t)
+        features = scale_features(known, self.market.scaler_mean, self.market.scaler_scale)
+        return jnp.concatenate([features, view])
+
+    def _by_row(self, function: Callable[..., Array], target: Target, *args: tuple[int, Any]) -> Array:
+        """A method of one environment, for each of a batch; the arguments come with their batch axes."""
+        axes, values = zip(*args, strict=True)
+        if target.num_envs is None:
+            return function(self, *values)
+        return jax.vmap(function, (env_axes(self), *axes))(self, *values)
 
     def liquidation_value(self, state: State) -> Float[Array, ""]:
         """Equity after closing every lot at the last valid close, with slippage and fee; quote.
@@ -200,7 +281,7 @@ class PerpEnv:
         """Raise unless every first bar may be traded. A traced `reset` can only clip; ask here before it.
 
         Raises:
-          ValueError: naming the first bar that is not an integer within a segment, and what is.
+          ValueError: naming the first bar that is not an integer within a segment, and the bars that are.
         """
         first, last = self.market.segments.first, self.market.segments.last
         if isinstance(first, jax.core.Tracer):
@@ -217,60 +298,24 @@ class PerpEnv:
         spans = zip(self.market.segments.first.tolist(), self.market.segments.last.tolist(), strict=True)
         return ", ".join(f"{first} .. {last}" for first, last in spans)
 
-    def observe(self, t: Int[Array, ""], view: Float[Array, "9"]) -> Float[Array, "observation"]:
-        """What is known at the open of bar t: scaled features, then the account."""
-        known = self.market.known(t)
-        features = scale_features(known, self.market.scaler_mean, self.market.scaler_scale)
-        return jnp.concatenate([features, view])
 
-
-@stage
-def _post(wallet: Money, paid: tuple[Array, ...], received: tuple[Array, ...]) -> Money:
-    """One amount after the other: what is added up first loses digits that the ledger keeps."""
+def _pay(wallet: Money, paid: tuple[Array, ...], received: tuple[Array, ...] = ()) -> Money:
+    """One amount after the other: a sum of amounts would lose digits that the ledger keeps."""
     return add(wallet, *(-x for x in paid), *received)
 
 
-@functools.cache
-def _review(config: EnvConfig) -> Callable[..., Review]:
-    @stage
-    def review_order(
-        action: Array,
-        against: Float[Array, "..."] | None,
-        opening: Opening,
-        wallet: Float[Array, "..."],
-        packed: PackedBar,
-        instrument: Instrument,
-        params: EnvParams,
-    ) -> Review:
-        """What becomes of an action; against a side, if one is given, it closes. Its side is then the account's."""
-        order, bar = decode(action, params, config), packed.unpack()
-        if against is not None:
-            closes = order.direction * against < 0
-            order = order._replace(direction=jnp.where(closes, CLOSE, order.direction))
-        exposure = Exposure(
-            lots=opening.count,
-            slots=config.max_lots,
-            side=opening.side,
-            wallet=wallet,
-            equity=wallet + opening.floating * instrument.tick_value,
-            margin=opening.margin,
-        )
-        order = review(order, exposure, bar.open[0], bar.mark_open[0], bar.valid[0], bar.atr, instrument, params)
-        return order._replace(side=jnp.where(order.opens, order.side, opening.side))
-
-    return review_order
-
-
-@stage
 def _observe(
-    held: Holdings,
-    events: Tally,
+    totals: BarTotals,
     side: Float[Array, "..."],
-    slots: int,
     equity: Float[Array, "..."],
-    packed: PackedBar,
+    bar: Bar,
     tick_value: Float[Array, "..."],
     params: EnvParams,
+    slots: int,
 ) -> list[Float[Array, "..."]]:
-    held = take_stock(held, events, side, tick_value)
-    return observe_account(held, slots, equity, packed.unpack().mark_close[-1], tick_value, params)
+    return observe_account(totals, side, slots, equity, bar.mark_close[-1], tick_value, params)
+
+
+@batched_by(step_rows)
+def _step_one(env: PerpEnv, state: State, action: Array) -> State:
+    return env.step_batch(state, action, Target(default_platform()))

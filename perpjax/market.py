@@ -11,61 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from perpjax._grid import BAR_MS, FIRST_DECISION, MAX_CANDLES
 from perpjax._pytree import pytree
-from perpjax.batching import LINE, by_column, each_row, take_columns, take_row, touch
 from perpjax.instrument import Instrument
-
-
-class Bar(NamedTuple):
-    """The K candles of one 15-minute bar, the funding settled at its open, the ATR around it.
-
-    Prices are whole ticks, but for opens and closes of the mark, which are parts of ticks as well.
-    """
-
-    open: Float[Array, "K"]
-    high: Float[Array, "K"]
-    low: Float[Array, "K"]
-    close: Float[Array, "K"]
-    mark_open: Float[Array, "K"]
-    mark_high: Float[Array, "K"]
-    mark_low: Float[Array, "K"]
-    mark_close: Float[Array, "K"]
-    valid: Bool[Array, "K"]
-    """False where the candle is missing or nothing traded: no fill, no trigger."""
-    funding_rate: Float[Array, ""]
-    """Fraction of notional that longs pay at this bar's open; 0 without a settlement."""
-    funding_price: Float[Array, ""]
-    """The mark that prices the settlement, ticks and parts of them."""
-    mark_before: Float[Array, ""]
-    """Mark close of the bar before: the account is marked to it when the bar opens."""
-    atr: Float[Array, ""]
-    """Known at the open."""
-    atr_after: Float[Array, ""]
-    """Known when the bar has closed."""
-
-
-@pytree(static=("candles_per_bar", "has_mark"))
-class PackedBar:
-    """A bar as it lies in `Market.rows`: one array, of which a `stage` that takes it copies nothing.
-
-    Attributes:
-      columns: `by_tile` of the columns of `pack_rows` up to the ATR.
-      halted: whether nothing trades and no funding settles.
-    """
-
-    columns: Float[Array, "..."]
-    halted: Bool[Array, "..."]
-    candles_per_bar: int
-    has_mark: bool
-
-    def unpack(self) -> Bar:
-        """Its parts, by name."""
-        k = self.candles_per_bar
-        *prices, traded, rate, price, before, atr, after = lax.split(
-            by_column(self.columns), [k] * (9 if self.has_mark else 5) + [1] * 5
-        )
-        rate, price, before, atr, after = (x[0] for x in (rate, price, before, atr, after))
-        valid = each_row(lambda number: (number > 0) & ~self.halted)(traded)
-        return Bar(*prices[:4], *prices[-4:], valid, jnp.where(self.halted, 0, rate), price, before, atr, after)
+from perpjax.rules.bar import Bar
+from perpjax.xla.kernels import Target, default_platform
+from perpjax.xla.rows import LINE, prefetch_row, take_columns, take_row
 
 
 class Segments(NamedTuple):
@@ -125,14 +74,16 @@ class Market:
                 "candle of its bar, so the shortest candles are those of a minute"
             )
 
-    def bar(self, t: Int[Array, ""]) -> Bar:
-        """Bar t, cut out in one piece; t is 0 .. N - 1, and not checked."""
-        return self.packed_bar(t, jnp.zeros_like(t, bool)).unpack()
+    def bar(self, t: Int[Array, "..."], halted: Bool[Array, "..."] | bool = False, target: Target | None = None) -> Bar:
+        """Bar t, cut out in one piece; t is 0 .. N - 1, and not checked. Axes of a batch of bars come last.
 
-    def packed_bar(self, t: Int[Array, "..."], halted: Bool[Array, "..."]) -> PackedBar:
-        """Bar t; t may have batch axes, which come last. Where `halted` nothing trades and no funding settles."""
-        columns = take_columns(self.rows, t + 1, slice(0, self._columns + 2))
-        return PackedBar(columns, halted, self.candles_per_bar, self.has_mark)
+        Args:
+          halted: where nothing trades and no funding settles.
+          target: the program that reads the bar.
+        """
+        columns = take_columns(self.rows, t + 1, slice(0, self._columns + 2), target or Target(default_platform()))
+        halted = jnp.broadcast_to(halted, jnp.shape(t))
+        return Bar(columns, halted, self.candles_per_bar, self.has_mark, axis=-1 - jnp.ndim(t))
 
     def last_close(self, t: Int[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The last valid close up to the end of bar t, and the ATR known at its open; ticks."""
@@ -144,9 +95,9 @@ class Market:
         """Features known at the open of bar t, unscaled."""
         return take_row(self.rows, t, self._features)
 
-    def ask_for_known(self, t: Int[Array, ""], after: Float[Array, ""]) -> Int[Array, ""]:
-        """`t`, when what `known` reads was asked for; in a batch that is quicker. See `batching.touch`."""
-        return touch(self.rows, t, self._features, after)
+    def prefetch_known(self, t: Int[Array, "..."], after: Float[Array, "..."], target: Target) -> Int[Array, "..."]:
+        """`t`, once the row that `known` reads is in a CPU's cache. See `xla.rows.prefetch_row`."""
+        return prefetch_row(self.rows, t, self._features, target, after)
 
     @property
     def candles(self) -> Float[Array, "N columns"]:

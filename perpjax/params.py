@@ -75,6 +75,25 @@ class EnvParams:
             # A Python float would be a weakly typed leaf, and a second trace.
             object.__setattr__(self, name, jnp.asarray(value, dtype))
 
+    def check_batch(self, num_envs: int | None) -> None:
+        """Raise unless every field is one number, or one for each of so many environments (None: one number).
+
+        Raises:
+          ValueError: naming the field and its shape.
+        """
+        for name in RANGES:
+            shape = jnp.shape(getattr(self, name))
+            if shape in ((), (num_envs,)):
+                continue
+            if num_envs is None:
+                raise ValueError(
+                    f"EnvParams.{name} has shape {shape}, and this is one environment; step a VecEnv, or use jax.vmap "
+                    "over the environment, too"
+                )
+            raise ValueError(
+                f"EnvParams.{name} has shape {shape} for {num_envs} environments; give one number, or one for each"
+            )
+
 
 def _check_range(name: str, value: Any, dtype: Any, lowest: float, highest: float, meaning: str) -> None:
     """Raise unless every number is in the range; both sides are compared in the field's own dtype.

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from perpjax.audit.replay import LotLife, replay_lots
 from perpjax.env import PerpEnv
-from perpjax.market import Bar
+from perpjax.rules.bar import Bar
 from perpjax.state import State
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from perpjax.state import State
-from perpjax.wrappers import AutoReset, Env, Episode, VecEnv, unwrapped
+from perpjax.vec import AutoReset, Env, Episode, VecEnv, unwrapped
 
 Act = Callable[[Array, State], Array]
 """(key, state) to an action."""

@@ -8,8 +8,8 @@ from jaxtyping import install_import_hook
 
 # The shapes and dtypes in the signatures of the simulator's functions are checked while the tests run. (Not those of
 # the states: a batched one is built by the same constructors.)
-CHECKED = ("margin", "risk", "execution", "intrabar", "lots", "rewards", "observation", "orders")
-install_import_hook([f"perpjax.{name}" for name in CHECKED], "beartype.beartype")
+CHECKED = ("margin", "risk", "execution", "intrabar", "exits", "rewards", "observation", "orders")
+install_import_hook([f"perpjax.rules.{name}" for name in CHECKED], "beartype.beartype")
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -7,7 +7,7 @@ import jax
 
 from perpjax import AutoReset, EnvConfig, PerpEnv, load_market
 from perpjax.audit.fingerprint import fingerprint
-from perpjax.orders import sample_action
+from perpjax.rules.orders import sample_action
 from train.config import Config
 from train.ppo import compile_training, init_train
 

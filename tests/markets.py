@@ -18,10 +18,11 @@ import numpy as np
 
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
-from perpjax.market import Bar, Market, Origin, one_segment, pack_rows
-from perpjax.orders import DIRECTIONS, LEVERAGES, SIZES, STOPS, TARGETS, Verdict
+from perpjax.market import Market, Origin, one_segment, pack_rows
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.state import Ledger, State
+from perpjax.rules.bar import Bar
+from perpjax.rules.orders import DIRECTIONS, LEVERAGES, SIZES, STOPS, TARGETS, Verdict
+from perpjax.state import SUMS, State
 
 OHLC = Sequence[float]
 HAND = Instrument(
@@ -35,8 +36,7 @@ HAND = Instrument(
 FREE = EnvParams(taker_fee=0.0, slippage_base=0.0, slippage_atr=0.0, stop_depth=0.0)
 CONFIG = EnvConfig(max_lots=3, episode_length=6)
 HOLD = np.zeros(5, np.int32)
-MONEY = tuple(name for name in Ledger.__dataclass_fields__ if name not in ("low", "counts", "counts_axis"))
-"""Sums of a ledger, in the order of their low parts."""
+MONEY = SUMS
 
 step = jax.jit(PerpEnv.step)
 reset = jax.jit(lambda env, start: env.reset(jax.random.key(0), start))

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from perpjax.market import Market
-from perpjax.orders import Verdict
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import Lot, Twin, TwinMarket, TwinParams, step_like
 from perpjax.reference.outputs import profit
+from perpjax.rules.orders import Verdict
 from perpjax.state import EVENTS, SUMS, State
 
 LEVELS = ("side", "quantity", "entry", "stop", "target", "liquidation", "age")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from perpjax.orders import hold_action
 from perpjax.params import EnvConfig, EnvParams
+from perpjax.rules.orders import hold_action
 
 CONFIGS = (
     EnvConfig(),

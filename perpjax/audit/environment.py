@@ -1,6 +1,5 @@
 """Does the environment look ahead? The same actions are played in markets that differ only from a bar on."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +14,10 @@ from perpjax.data.dataset import format_time
 from perpjax.env import PerpEnv
 from perpjax.instrument import EXACT
 from perpjax.market import Market
-from perpjax.orders import sample_action
 from perpjax.rollout import Act
-from perpjax.state import EVENTS, State
-from perpjax.wrappers import AutoReset, Env, VecEnv, unwrapped
+from perpjax.rules.orders import sample_action
+from perpjax.state import State
+from perpjax.vec import AutoReset, Env, VecEnv, replace_inner, unwrapped
 
 BEFORE, AFTER = 48, 24
 """Decisions from the earliest start to the cut, and from there to the end of play."""
@@ -130,12 +129,6 @@ def _repeat_last_close(last: np.ndarray, valid: np.ndarray, before: float) -> No
     last[:] = np.where(valid[:, None], last, close[:, None])
 
 
-def replace_inner(env: Env, **changes: Any) -> Env:
-    """The environment with other fields of the one inside all of its wrappers."""
-    changes = {"env": replace_inner(env.env, **changes)} if hasattr(env, "env") else changes
-    return dataclasses.replace(env, **changes)
-
-
 def _compile_play(env: Env, act: Act, steps: int) -> Callable[..., State]:
     """`(market, starts, key)` to the states of all decisions, [1 + steps, envs]; one program for all markets."""
 
@@ -171,15 +164,12 @@ def _spread_starts(env: PerpEnv, cut: int, count: int) -> np.ndarray:
 
 
 def _leaves(states: State) -> dict[str, np.ndarray]:
-    """Every leaf by its path; keys as their numbers, the ledger's counts by their names."""
+    """Every leaf by its path; keys as their numbers."""
     named: dict[str, Any] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(states):
         data = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         named[jax.tree_util.keystr(path, simple=True, separator=".")] = np.asarray(data)
-    del named["account.ledger.counts"]
-    return named | {
-        f"account.ledger.{name}": np.asarray(getattr(states.account.ledger, name)) for name in ("refused", *EVENTS)
-    }
+    return named
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:

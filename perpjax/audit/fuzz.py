@@ -20,13 +20,14 @@ from rich.table import Table
 
 from perpjax._seed import check_seed, seed_key
 from perpjax.audit.draws import CONFIGS, draw_params
-from perpjax.batching import where_rows
 from perpjax.data.dataset import load_market
 from perpjax.env import PerpEnv
 from perpjax.market import Market
-from perpjax.orders import hold_action, sample_action
 from perpjax.params import EnvConfig
+from perpjax.rules.orders import hold_action, sample_action
 from perpjax.state import SUMS, Ledger, Lots, State, add, unrealised
+from perpjax.vec import env_axes
+from perpjax.xla import Target, default_platform, where_rows
 
 CHUNK = 256
 """Steps of every environment between two looks of the host."""
@@ -150,21 +151,24 @@ def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tu
       The states, how many episodes ended, were ruined and lots liquidated, and how often each check failed.
     """
 
-    def one(params, state: State, calm: Array, key: Array):
-        own = env.replace(params=params)
+    target = Target(default_platform(), calm.shape[0])
+
+    def one(env: PerpEnv, state: State, calm: Array, key: Array):
         key_idle, key_action, key_reset = jax.random.split(key, 3)
         action = sample_action(key_action, env.config)
         action = jnp.where(jax.random.uniform(key_idle) < calm, hold_action(env.config), action)
-        after = own.step(state, action)
-        failed = {name: ~holds for name, holds in check_step(own, state, after).items()}
-        done = after.terminated | after.truncated
+        after = env.step(state, action)
+        failed = {name: ~holds for name, holds in check_step(env, state, after).items()}
         liquidated = after.account.ledger.liquidated - state.account.ledger.liquidated
-        state = where_rows(done, lambda _, env, key: env.reset(key), after, own, key_reset)
-        return state, jnp.stack([done, after.terminated, liquidated]).astype(jnp.int32), failed
+        done = after.terminated | after.truncated
+        return after, key_reset, done, jnp.stack([done, after.terminated, liquidated]).astype(jnp.int32), failed
 
     def step(states: State, key: Array):
-        keys = jax.random.split(key, calm.shape[0])
-        states, events, failed = jax.vmap(one)(env.params, states, calm, keys)
+        keys, axes = jax.random.split(key, calm.shape[0]), env_axes(env)
+        after, resets, done, events, failed = jax.vmap(one, (axes, 0, 0, 0))(env, states, calm, keys)
+        states = where_rows(
+            done, lambda _, env, key: env.reset(key), after, env, resets, target=target, axes=(0, axes, 0)
+        )
         return states, (jnp.sum(events, axis=0), jax.tree.map(jnp.sum, failed))
 
     states, (events, failed) = jax.lax.scan(step, states, jax.random.split(key, steps))
@@ -194,8 +198,8 @@ def fuzz(
     check_envs(num_envs, config.max_lots)
     env = PerpEnv(market, draw_params(np.random.default_rng(check_seed(seed)), num_envs), config)
     key, key_reset = jax.random.split(seed_key(seed))
-    reset = jax.jit(jax.vmap(lambda e, p, k: e.replace(params=p).reset(k), (None, 0, 0)))
-    states = reset(env, env.params, jax.random.split(key_reset, num_envs))
+    reset = jax.jit(jax.vmap(PerpEnv.reset, (env_axes(env), 0)))
+    states = reset(env, jax.random.split(key_reset, num_envs))
     calm = jnp.resize(jnp.array(CALM), num_envs)
     total, chunk = NOTHING, max(1, min(CHUNK, -(-steps // num_envs)))
     while total.steps < steps:

@@ -9,11 +9,10 @@ from jaxtyping import Float, Int
 from rich.table import Table
 
 from perpjax._seed import seed_key
-from perpjax.audit.environment import replace_inner
 from perpjax.audit.report import render
 from perpjax.params import Intrabar
 from perpjax.rollout import Act, play_windows, window_starts
-from perpjax.wrappers import Env, unwrapped
+from perpjax.vec import Env, replace_inner, unwrapped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 from perpjax.audit.agreement import Seen, lead, take_over, twin_market, twin_params
 from perpjax.env import PerpEnv
 from perpjax.market import Market
-from perpjax.orders import check_action
 from perpjax.reference import Exit, Lot, Twin
+from perpjax.rules.orders import check_action
 from perpjax.state import State
 
 

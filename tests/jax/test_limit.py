@@ -21,7 +21,7 @@ from benchmarks import limit as module
 from benchmarks.limit import Limit, read_field
 from perpjax import AutoReset, EnvConfig, EnvParams, Instrument, PerpEnv, State, Verdict, concatenate_markets
 from perpjax.audit.draws import draw_actions
-from perpjax.orders import CLOSE, DIRECTIONS, LEVERAGES, LONG, SIZES
+from perpjax.rules.orders import CLOSE, DIRECTIONS, LEVERAGES, LONG, SIZES
 from perpjax.state import EVENTS, SUMS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

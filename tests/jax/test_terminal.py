@@ -14,7 +14,7 @@ from markets import FREE, HOLD, crash_market, expect, hand_market, order
 from perpjax.env import PerpEnv
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.state import State
-from perpjax.wrappers import AutoReset, EpisodeState, VecEnv
+from perpjax.vec import AutoReset, EpisodeState, VecEnv
 
 CONFIG = EnvConfig(max_lots=3, episode_length=2)
 _step = jax.jit(lambda env, state, action: env.step(state, action))

@@ -1,5 +1,7 @@
 """jit, vmap, scan, grad-free: the environment under JAX's transformations, and one trace for all of it."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,16 +9,18 @@ import numpy as np
 import pytest
 from markets import FREE, HOLD, assert_same_states, crash_market, expect, hand_market, order, play, reset, step
 
-from perpjax import batching
 from perpjax._pytree import Host
-from perpjax.batching import TILE, touch, where_rows
 from perpjax.env import PerpEnv
 from perpjax.market import Market
-from perpjax.orders import CLOSE, MULTI_DISCRETE
 from perpjax.params import EnvConfig, EnvParams
+from perpjax.rules.orders import CLOSE, MULTI_DISCRETE
 from perpjax.state import State
+from perpjax.xla import Target, rows, where_rows
+from perpjax.xla.kernels import MANY
+from perpjax.xla.rows import prefetch_row
 
 CONFIG = EnvConfig(max_lots=4, episode_length=50)
+CPU = Target("cpu", 4)
 PARAMS = EnvParams(max_exposure=0.5, max_leverage=20.0)
 
 
@@ -125,9 +129,9 @@ def test_nested_vmap_equals_a_flat_one(env):
     chex.assert_trees_all_close(unkeyed(nested), unkeyed(fold(flat)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [TILE, 2 * TILE, 2 * TILE + 1], ids=["one tile", "two tiles", "no tiles"])
+@pytest.mark.parametrize("size", [MANY, MANY + 1])
 def test_a_large_batch_equals_small_ones(env, size):
-    # On a CPU whole tiles are laid out by themselves, one behind the other.
+    # On a CPU a large batch goes through its lots slot by slot.
     wild = env.replace(params=PARAMS.replace(max_hold=3))
     few = 19
     states = jax.vmap(lambda s: wild.reset(jax.random.key(0), s))(680 + jnp.arange(size) % few)
@@ -210,37 +214,30 @@ def test_donated_states_are_reused(env):
     chex.assert_trees_all_equal(jax.device_get(unkeyed(got)), expected)
 
 
-def test_touching_a_row_changes_no_index():
+def test_prefetching_a_row_changes_no_index():
     table = jax.random.normal(jax.random.key(0), (50, 64)).at[7, 16].set(jnp.nan).at[8, 32].set(-jnp.inf)
     index = jnp.asarray([[0, 7, 8], [49, 50, -1]])
-    touched = jax.jit(lambda i: touch(table, i, slice(0, 64)))
-    np.testing.assert_array_equal(touched(index), index)
-    np.testing.assert_array_equal(jax.vmap(jax.vmap(touched))(index), index)
-    np.testing.assert_array_equal(touch(table, index, slice(0, 0)), index)
+    prefetched = jax.jit(lambda i: prefetch_row(table, i, slice(0, 64), CPU))
+    np.testing.assert_array_equal(prefetched(index), index)
+    np.testing.assert_array_equal(jax.vmap(jax.vmap(prefetched))(index), index)
+    np.testing.assert_array_equal(prefetch_row(table, index, slice(0, 0), CPU), index)
 
 
 @pytest.mark.parametrize("look", [1, 3, 16])
-def test_where_rows_is_a_cond_per_element(look, monkeypatch):
-    monkeypatch.setattr(batching, "LOOK", look)
+@pytest.mark.parametrize("target", [CPU, dataclasses.replace(CPU, loops=False), Target("gpu", 4)], ids=str)
+def test_where_rows_computes_the_rows_that_ask(look, target, monkeypatch):
+    monkeypatch.setattr(rows, "LOOK", look)
+    x, y, z = jnp.arange(4.0), 10 + jnp.arange(8.0).reshape(2, 4), jnp.float32(5)
 
-    def run(p: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return where_rows(p, lambda old, x, y: (x + y, old[0] * 2), (x, y), x, y)
+    @jax.jit
+    def run(p: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def new(old: tuple, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return old[0] * 2, old[1] + y + z
 
-    x, y = jnp.arange(4.0), 10 + jnp.arange(4.0)
+        return where_rows(p, new, (x, y), y, z, target=target, axes=((0, -1), 1, None))
+
     for p in (jnp.zeros(4, bool), jnp.ones(4, bool), jnp.array([True, False, False, True])):
-        expected = (jnp.where(p, x + y, x), jnp.where(p, x * 2, y))
-        chex.assert_trees_all_equal(jax.vmap(run)(p, x, y), expected)
-        chex.assert_trees_all_equal(jax.jit(jax.vmap(run))(p, x, y), expected)
-        for i in range(4):
-            chex.assert_trees_all_equal(run(p[i], x[i], y[i]), tuple(e[i] for e in expected))
-        # An operand, or the predicate, that is shared by the batch; and a batch of batches.
-        shared = jax.vmap(run, (0, 0, None))(p, x, y[0])
-        chex.assert_trees_all_equal(shared, (jnp.where(p, x + y[0], x), jnp.where(p, x * 2, y[0])))
-        square = jax.vmap(jax.vmap(run, (None, 0, 0)), (0, None, None))(p, x, y)
-        grid = jnp.broadcast_to(p[:, None], (4, 4))
-        chex.assert_trees_all_equal(square, (jnp.where(grid, x + y, x), jnp.where(grid, x * 2, y)))
-    # One predicate for the whole batch.
-    chex.assert_trees_all_equal(jax.vmap(run, (None, 0, 0))(True, x, y), (x + y, x * 2))
+        chex.assert_trees_all_equal(run(p), (jnp.where(p, x * 2, x), jnp.where(p, 2 * y + z, y)))
 
 
 def test_garbage_actions_never_make_a_nan():

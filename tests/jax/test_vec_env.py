@@ -1,4 +1,4 @@
-"""`VecEnv`: a batch whose lots lie by slot, and counts by event, is the batch that `jax.vmap` makes."""
+"""`VecEnv`: a batch whose lots have the batch on the last axis is the batch that `jax.vmap` makes."""
 
 import chex
 import jax
@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 from markets import FREE, assert_same_states, crash_market, hand_market
 
-from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, batching
-from perpjax.batching import TILE
-from perpjax.moments import NO_SLOT
-from perpjax.orders import MULTI_DISCRETE, Verdict
-from perpjax.state import COUNTS, EVENTS
+from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv
+from perpjax.rules.orders import MULTI_DISCRETE, Verdict
+from perpjax.state import EVENTS
+from perpjax.xla import Target
+from perpjax.xla.kernels import MANY
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FEW, BARS = 19, 40
+
+
+def without_custom_vmap(env: AutoReset, state: State, action: jax.Array) -> State:
+    """One step of one environment: under `jax.vmap` its operations are batched one by one."""
+    return env._advance(state, action, Target("cpu"))
 
 
 def make_env(lots: int = 4) -> AutoReset:
@@ -24,16 +29,13 @@ def make_env(lots: int = 4) -> AutoReset:
 
 
 @pytest.mark.parametrize(
-    ("lots", "size"),
-    [(4, 19), (4, 2 * TILE), (4, 3 * TILE), (2, 2 * TILE)],
+    ("lots", "size", "chunk"),
+    [(4, 19, None), (4, MANY, None), (4, 3 * MANY, MANY), (2, MANY, None)],
     ids=["all slots at once", "slot by slot", "in chunks", "slot by slot, full accounts"],
 )
-def test_vec_env_equals_vmap(lots, size, monkeypatch):
-    env = make_env(lots)
+def test_vec_env_equals_vmap(lots, size, chunk):
     # On a CPU many environments go through the slots of their lots in a loop, and too many for its caches in chunks.
-    monkeypatch.setattr(batching, "CHUNK", TILE)
-    monkeypatch.setattr(batching, "MANY", TILE)
-    monkeypatch.setattr(batching, "TOO_MANY", 3 * TILE)
+    env = make_env(lots)
     same = np.arange(size) % FEW
     keys = jax.random.split(jax.random.key(3), FEW)[same]
     actions = np.random.default_rng(5).integers(0, MULTI_DISCRETE, (BARS, FEW, 5)).astype(np.int32)
@@ -42,8 +44,8 @@ def test_vec_env_equals_vmap(lots, size, monkeypatch):
     def run(env: VecEnv, keys: jax.Array, actions: jax.Array) -> State:
         return jax.lax.scan(lambda s, a: (env.step(s, a), s.account.lots.quantity), env.reset(keys), actions)
 
-    one_by_one = jax.jit(jax.vmap(AutoReset.step, (None, 0, 0)))
-    state, quantity = run(VecEnv(env), keys, actions[:, same])
+    one_by_one = jax.jit(jax.vmap(without_custom_vmap, (None, 0, 0)))
+    state, quantity = run(VecEnv(env, chunk_size=chunk), keys, actions[:, same])
     wanted = jax.vmap(env.reset)(keys[:FEW])
     for i, action in enumerate(actions):
         np.testing.assert_allclose(quantity[i].T, wanted.account.lots.quantity[same])
@@ -52,30 +54,26 @@ def test_vec_env_equals_vmap(lots, size, monkeypatch):
     # Three slots were in use, or all of two.
     assert (quantity[:, 2] > 0).any() if lots > 2 else (quantity > 0).all(1).any()
     assert state.account.lots.quantity.shape == (lots, size)
-    assert state.account.ledger.counts.shape == (len(COUNTS), size)
+    assert state.account.ledger.refused.shape == (len(Verdict), size)
     expected = jax.tree.map(lambda x: x[same], wanted)
     assert_same_states(VecEnv.by_row(state), expected)
-    chex.assert_trees_all_equal(VecEnv.by_row(state.account.ledger).counts, expected.account.ledger.counts)
+    for name in (*EVENTS, "refused"):
+        got, want = (getattr(x.account.ledger, name) for x in (VecEnv.by_row(state), expected))
+        chex.assert_trees_all_equal(got, want)
 
 
-def test_the_ledger_says_the_same_in_every_layout():
+def test_rows_of_a_stacked_state():
     env = VecEnv(make_env(4))
     keys = jax.random.split(jax.random.key(1), FEW)
     actions = np.random.default_rng(2).integers(0, MULTI_DISCRETE, (BARS, FEW, 5)).astype(np.int32)
     state, each = jax.lax.scan(lambda s, a: (env.step(s, a), s.episode), env.reset(keys), actions)
     by_row = env.by_row(state)
-    for ledger, rows in ((state.account.ledger, by_row.account.ledger), (state.episode.ledger, by_row.episode.ledger)):
-        assert ledger.opened.shape == (FEW,) and ledger.refused.shape == (FEW, len(Verdict))
-        for name in (*EVENTS, "refused"):
-            chex.assert_trees_all_equal(getattr(ledger, name), getattr(rows, name))
-        chex.assert_trees_all_equal(ledger.opened, jax.vmap(lambda x: x.opened, (env.axes(ledger),))(ledger))
+    assert by_row.account.lots.entry.shape == (FEW, 4) and by_row.account.ledger.refused.shape == (FEW, len(Verdict))
+    chex.assert_trees_all_equal(env.from_rows(by_row), state)
     assert state.episode.ledger.opened.sum() > 0
-    # Stacked over time, and as numpy arrays.
     each = jax.tree.map(np.asarray, each)
-    assert each.ledger.refused.shape == (BARS, FEW, len(Verdict))
-    chex.assert_trees_all_equal(env.by_row(each).ledger.counts[:, 3], each.ledger.counts[:, :, 3])
-    with pytest.raises(ValueError, match="by_row"):
-        _ = state.account.ledger.replace(counts=state.account.ledger.counts.T).opened
+    assert each.ledger.refused.shape == (BARS, len(Verdict), FEW)
+    np.testing.assert_array_equal(each.ledger.refused[3].T, each.ledger.refused.swapaxes(1, 2)[3])
 
 
 def test_a_state_taken_out_of_a_vec_env_goes_on_alone():
@@ -92,7 +90,7 @@ def test_a_state_taken_out_of_a_vec_env_goes_on_alone():
     assert other.resets == 1 and other.episode.ledger.opened > 0
     row = jax.tree.map(lambda x: x[1], VecEnv.by_row(state))
     for got in (one, row, VecEnv.one(state, 1), VecEnv.one(state, -2), jax.jit(VecEnv.one)(state, 1)):
-        chex.assert_trees_all_close(got.account.lots, other.account.lots, rtol=1e-6)
+        chex.assert_trees_all_close(*(jax.tree.leaves(x.account.lots) for x in (got, other)), rtol=1e-6)
         assert got.episode.ledger.opened == other.episode.ledger.opened and got.t == other.t
 
 
@@ -113,7 +111,7 @@ def test_a_vec_env_refuses_rows():
     env = VecEnv(make_env(4))
     state = env.by_row(env.reset(jax.random.split(jax.random.key(1), 3)))
     for use in (lambda s: env.step(s, jnp.zeros((3, 5), jnp.int32)), VecEnv.by_row, lambda s: VecEnv.one(s, 1)):
-        with pytest.raises(ValueError, match="by row"):
+        with pytest.raises(ValueError, match="row-major"):
             use(state)
 
 
@@ -126,10 +124,6 @@ def test_a_vec_env_wants_an_action_for_each_environment():
             env.step(state, np.zeros(shape, np.int32))
     with pytest.raises(ValueError, match=r"VecEnv\.one"):
         env.env.env.liquidation_value(state)
-
-
-def test_no_slot_is_beyond_every_slot():
-    assert NO_SLOT > 1e6
 
 
 def test_vec_env_resets_to_given_bars():

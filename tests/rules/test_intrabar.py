@@ -15,13 +15,14 @@ import pytest
 from markets import CONFIG, FREE, HOLD, expect, hand_market, order, play, step, verdicts
 
 from perpjax.env import PerpEnv
-from perpjax.execution import fill_entry, fill_exit, fill_stop, slip
 from perpjax.instrument import Instrument
-from perpjax.intrabar import Exit, Hit, resolve
-from perpjax.market import Bar
 from perpjax.params import EnvConfig, EnvParams
+from perpjax.rules.bar import Bar
+from perpjax.rules.execution import fill_entry, fill_exit, fill_stop, slip
+from perpjax.rules.intrabar import ExitReason, Touch, resolve
 from perpjax.state import Lots
 
+PRICES = ("open", "high", "low", "close")
 RULES = ("nearest", "pessimistic", "optimistic")
 CONFIGS = {rule: EnvConfig(intrabar=rule, max_lots=3, episode_length=6) for rule in RULES}
 MULTIPLES = {"near": (0.5, 0.5), "far": (1.0, 1.0), "equal": (1.0, 1.0)}
@@ -315,27 +316,29 @@ def by_hand(bar: dict[str, np.ndarray], lot: dict[str, float], side: int, rule: 
         if not bar["valid"][i]:
             continue
         reached = {
-            Exit.LIQUIDATED: level > 0 and past(bar["mark_" + worst][i], level),
-            Exit.STOPPED: past(bar[worst][i], stop),
-            Exit.TARGET: beyond(bar[best][i]),
+            ExitReason.LIQUIDATED: level > 0 and past(bar["mark_" + worst][i], level),
+            ExitReason.STOPPED: past(bar[worst][i], stop),
+            ExitReason.TARGET: beyond(bar[best][i]),
         }
         if not any(reached.values()):
             continue
         if level > 0 and past(bar["mark_open"][i], level):
-            return Exit.LIQUIDATED, i, 0
+            return ExitReason.LIQUIDATED, i, 0
         if past(bar["open"][i], stop):
-            return Exit.STOPPED, i, 0
+            return ExitReason.STOPPED, i, 0
         if beyond(bar["open"][i]):
-            return Exit.TARGET, i, 0
+            return ExitReason.TARGET, i, 0
         liquidation_first = level > 0 and (level > stop if side > 0 else level < stop)
         first = {
-            "nearest": (Exit.LIQUIDATED, Exit.STOPPED) if liquidation_first else (Exit.STOPPED, Exit.LIQUIDATED),
-            "pessimistic": (Exit.LIQUIDATED, Exit.STOPPED),
-            "optimistic": (Exit.TARGET, Exit.STOPPED, Exit.LIQUIDATED),
+            "nearest": (ExitReason.LIQUIDATED, ExitReason.STOPPED)
+            if liquidation_first
+            else (ExitReason.STOPPED, ExitReason.LIQUIDATED),
+            "pessimistic": (ExitReason.LIQUIDATED, ExitReason.STOPPED),
+            "optimistic": (ExitReason.TARGET, ExitReason.STOPPED, ExitReason.LIQUIDATED),
         }[rule]
-        how = next(e for e in (*first, Exit.TARGET) if reached[e])
+        how = next(e for e in (*first, ExitReason.TARGET) if reached[e])
         return how, i, int(sum(reached.values()) >= 2)
-    return Exit.NONE, k, 0
+    return ExitReason.NONE, k, 0
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -355,24 +358,28 @@ def test_counting_equals_a_loop_over_candles(rule):
     lots = {name: np.where(held, x, 0) for name, x in dict(stop=stop, target=target, liquidation=level).items()}
     zeros = np.zeros((n, slots))
 
-    def on_device(b: dict, x: dict, side: jax.Array, quantity: jax.Array, zero: jax.Array) -> Hit:
+    def on_device(b: dict, x: dict, side: jax.Array, quantity: jax.Array, zero: jax.Array) -> Touch:
         rest = dict(entry=zero, margin=zero, leverage=zero, age=zero)
         lots = Lots(side=side * (quantity > 0), quantity=quantity, **x, **rest)
-        settled = dict.fromkeys(("funding_rate", "funding_price", "mark_before", "atr", "atr_after"), zero[0])
-        row = Bar(**b, **settled)
-        return resolve(row, lots, side, rule)
+        order = (*PRICES, *("mark_" + name for name in PRICES), "valid")  # as in `pack_rows`
+        columns = jnp.concatenate([*(b[name] for name in order), jnp.zeros(5)])
+        return resolve(Bar(columns, jnp.bool_(False), k, has_mark=True), lots, side, rule)
 
-    floats = jax.tree.map(
-        lambda x: jnp.asarray(x, bool if x.dtype == bool else jnp.float32), (bar, lots, side, held * 1.0)
-    )
-    hit = jax.jit(jax.vmap(on_device))(*floats, jnp.asarray(zeros, jnp.float32))
+    floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (bar, lots, side, held * 1.0))
+    touch = jax.jit(jax.vmap(on_device))(*floats, jnp.asarray(zeros, jnp.float32))
     seen = np.zeros(4, int)
     for i in range(n):
         row = {name: x[i] for name, x in bar.items()}
         for j in range(slots):
             lot = {name: x[i, j] for name, x in lots.items()}
-            expected = by_hand(row, lot, side[i], rule) if held[i, j] else (Exit.NONE, k, 0)
-            assert (hit.how[i, j], hit.candle[i, j], hit.ambiguous[i, j]) == expected, (i, j, row, lot, side[i])
+            expected = by_hand(row, lot, side[i], rule) if held[i, j] else (ExitReason.NONE, k, 0)
+            assert (touch.reason[i, j], touch.candle[i, j], touch.ambiguous[i, j]) == expected, (
+                i,
+                j,
+                row,
+                lot,
+                side[i],
+            )
             seen[expected[0]] += 1
     assert (seen > 50).all(), seen
 

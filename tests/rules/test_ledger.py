@@ -8,11 +8,10 @@ import pytest
 from markets import FREE, HOLD, all_bars, crash_market, expect, hand_market, order, play
 
 from perpjax.env import PerpEnv
-from perpjax.moments import Tally, count_used
-from perpjax.orders import CLOSE
 from perpjax.params import EnvConfig, EnvParams
+from perpjax.rules.orders import CLOSE
 from perpjax.state import SUMS, State, add, open_account, unrealised
-from perpjax.wrappers import AutoReset
+from perpjax.vec import AutoReset
 
 WILD = EnvParams(max_exposure=0.5, max_leverage=20.0, ruin_fraction=0.05, max_hold=5)
 CONFIG = EnvConfig(max_lots=2, episode_length=100)
@@ -79,7 +78,8 @@ def test_every_lot_is_accounted_for(states):
     chex.assert_trees_all_equal(ledger.opened, ended + (lots.quantity > 0).sum(-1))
     # A free slot is zero everywhere; a held one has a whole quantity, whole prices, a side and a margin.
     held = lots.quantity > 0
-    for name, leaf in vars(lots).items():
+    for name in ("side", "quantity", "entry", "margin", "leverage", "stop", "target", "liquidation", "age"):
+        leaf = getattr(lots, name)
         assert not leaf[~held].any(), name
         if name in ("quantity", "entry", "stop", "target", "liquidation"):
             chex.assert_trees_all_equal(leaf, np.round(leaf))
@@ -137,18 +137,6 @@ def test_a_million_postings_do_not_drift():
     assert abs(float(naive) - 20_000) > 1
 
 
-@pytest.mark.parametrize("slots", [1, 10, 31, 1023, 1024])
-def test_a_tally_holds_as_many_lots_as_an_account_may(slots):
-    names = ("liquidated", "stopped", "targets", "closed", "timed_out", "ambiguous", "held")
-    for hot in range(len(names)):
-        one = Tally.of({name: jnp.bool_(i != hot) for i, name in enumerate(names)}, slots)
-        total = jax.tree.map(lambda x: x * slots, one)  # as if all of them were added up
-        assert [int(total[name]) for name in names] == [0 if i == hot else slots for i in range(len(names))]
-    EnvConfig(max_lots=slots)
-    with pytest.raises(ValueError, match="max_lots = 1025"):
-        EnvConfig(max_lots=1025)
-
-
 def test_two_float_sums_are_renormalised():
     rng = np.random.default_rng(0)
     amounts = rng.normal(size=500).astype(np.float32) * 10.0 ** rng.integers(-6, 5, 500)
@@ -164,23 +152,6 @@ def test_an_idle_account_keeps_every_bit():
     states = play(hand_market(funding={3: (0.01, 1000)}), *[HOLD] * 6, params=FREE)
     for state in states:
         expect(state, wallet=10_000, wallet_low=0, equity=10_000, reward=0, fees=0, funding=0)
-
-
-@pytest.mark.parametrize("lots", [1, 3, 10, 63, 200])
-def test_a_tally_counts_each_event_of_as_many_lots_as_there_can_be(lots):
-    # All lots, half of them, none, and one: in counters of 1 to 8 bits, which share one word or more.
-    happens = {"all": lots, "half": lots // 2, "none": 0, "one": 1, "again": lots, "two": min(2, lots)}
-    tallies = [Tally.of({name: jnp.array(i < n) for name, n in happens.items()}, lots) for i in range(lots)]
-    total = jax.tree.map(lambda *words: sum(words), *tallies)
-    assert {name: int(total[name]) for name in happens} == happens
-    places = np.arange(-1, len(happens) + 1, dtype=np.int32)
-    assert total.at(places).tolist() == [0, *happens.values(), 0]
-
-
-def test_slots_in_use_end_with_the_last_lot():
-    lots = open_account(jnp.float32(1000.0), 4).lots
-    for quantity, used in (([0, 0, 0, 0], 0), ([0, 0, 1, 0], 3), ([2, 0, 0, 0], 1), ([0, 0, 0, 1], 4)):
-        assert int(count_used(lots.replace(quantity=jnp.array(quantity, jnp.float32)))) == used
 
 
 def test_unrealised_profit_of_lots_by_hand():

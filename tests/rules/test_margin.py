@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from markets import FREE, HAND, expect, hand_market, order, play
 
 from perpjax.instrument import BRACKETS, Instrument
-from perpjax.margin import CEIL_SLACK, funding_payment, liquidation_price, liquidation_ticks
+from perpjax.rules.margin import CEIL_SLACK, funding_payment, liquidation_price, liquidation_ticks
 
 # Vectors that the kernel reproduces after what their own note says, and why. None is left out.
 BUFFERED = "freqtrade's liquidation_buffer moves the price 5 % of the distance towards the entry"

@@ -7,8 +7,8 @@ import pytest
 from markets import FREE, hand_market
 
 from perpjax import AutoReset, PerpEnv, VecEnv
-from perpjax.orders import CLOSE, HOLD, LONG, MULTI_DISCRETE, SHORT, Verdict, decode, hold_action, sample_action
 from perpjax.params import EnvConfig, EnvParams
+from perpjax.rules.orders import CLOSE, HOLD, LONG, MULTI_DISCRETE, SHORT, Verdict, decode, hold_action, sample_action
 
 KINDS = ("box5", "multi_discrete")
 

@@ -10,8 +10,8 @@ from markets import FREE, HOLD, crash_market, expect, hand_market, order, play
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
 from perpjax.market import slice_market
-from perpjax.orders import CLOSE
 from perpjax.params import EnvConfig, EnvParams
+from perpjax.rules.orders import CLOSE
 from perpjax.state import State
 
 BAR, CANDLES = 690, 5

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 
 from perpjax.params import EnvParams
-from perpjax.rewards import log_return, shaped
+from perpjax.rules.rewards import Outcome, log_return, shaped
 
 PARAMS = EnvParams(
     initial_equity=1000.0, entry_penalty=0.25, risk_penalty=0.5, liquidation_penalty=2.0, ruin_penalty=8.0
 )
+
+
+def outcome(change: float, before: float, after: float, **terms: float | bool | int) -> Outcome:
+    """Of a step in which nothing else happened but for the terms given."""
+    rest = dict(opened=False, liquidated=0, notional=0.0, move=0.0625, ruined=False) | terms
+    return Outcome(*(jnp.float32(x) for x in (change, before, after)), **{k: jnp.asarray(x) for k, x in rest.items()})
 
 
 @pytest.mark.parametrize("delta, before, after, expected", [
@@ -30,26 +36,22 @@ PARAMS = EnvParams(
     (3, 1, 4, math.log(4)),
 ])  # fmt: skip
 def test_log_return(delta, before, after, expected):
-    got = log_return(*(jnp.float32(x) for x in (delta, before, after)), PARAMS)
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    np.testing.assert_allclose(log_return(outcome(delta, before, after), PARAMS), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("change, expected", [
-    ({}, 0.125),
-    ({"opened": True}, 0.125 - 0.25),
+@pytest.mark.parametrize("terms, after, expected", [
+    ({}, 400, 0),
+    ({"opened": True}, 400, -0.25),
     # 0.5 * 200 / 400 * 0.0625.
-    ({"notional": 200.0}, 0.125 - 0.015625),
-    ({"notional": 200.0, "move": 0.25}, 0.125 - 0.0625),
+    ({"notional": 200.0}, 400, -0.015625),
+    ({"notional": 200.0, "move": 0.25}, 400, -0.0625),
     # Equity counts as at least 1: 0.5 * 2 / 1 * 0.0625.
-    ({"notional": 2.0, "equity": 0.5}, 0.125 - 0.0625),
-    ({"notional": 2.0, "equity": -7.0}, 0.125 - 0.0625),
-    ({"liquidations": 3}, 0.125 - 6),
-    ({"ruined": True}, 0.125 - 8),
-    ({"opened": True, "notional": 200.0, "liquidations": 1, "ruined": True}, 0.125 - 0.25 - 0.015625 - 2 - 8),
+    ({"notional": 2.0}, 0.5, -0.0625),
+    ({"notional": 2.0}, -7, -0.0625),
+    ({"liquidated": 3}, 400, -6),
+    ({"ruined": True}, 400, -8),
+    ({"opened": True, "notional": 200.0, "liquidated": 1, "ruined": True}, 400, -0.25 - 0.015625 - 2 - 8),
 ])  # fmt: skip
-def test_each_penalty_of_the_shaped_reward(change, expected):
-    terms = dict(log_return=0.125, opened=False, liquidations=0, notional=0.0, move=0.0625, equity=400.0, ruined=False)
-    terms = {
-        name: jnp.asarray(x, jnp.float32 if isinstance(x, float) else None) for name, x in (terms | change).items()
-    }
-    assert float(shaped(**terms, params=PARAMS)) == expected
+def test_each_penalty_of_the_shaped_reward(terms, after, expected):
+    # Equity does not move, or lies under the floor of 1 on both sides: the log return is 0.
+    assert float(shaped(outcome(0, after, after, **terms), PARAMS)) == expected

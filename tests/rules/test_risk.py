@@ -14,9 +14,9 @@ from markets import FREE, HAND, HOLD, expect, hand_market, order, play, verdicts
 
 from perpjax.env import PerpEnv
 from perpjax.instrument import BRACKETS, EXACT, Instrument, find_instrument
-from perpjax.orders import CLOSE, LONG, SHORT, SIZES, Order, Verdict
 from perpjax.params import RANGES, EnvConfig, EnvParams
-from perpjax.risk import Exposure, Review, review
+from perpjax.rules.orders import CLOSE, LONG, SHORT, SIZES, Order, Verdict
+from perpjax.rules.risk import Exposure, Review, review
 
 DEVICE = HAND.on_device()
 ACCOUNT = Exposure(lots=0, slots=3, side=0.0, wallet=10_000.0, equity=10_000.0, margin=0.0)
@@ -275,7 +275,7 @@ def test_one_place_for_every_limit():
     allowed = {
         ("perpjax/instrument.py", "max_quantity"),  # the constructor checks the instrument itself
         ("perpjax/market.py", "brackets"),  # shapes of the tables of two markets
-        ("perpjax/observation.py", "max_hold"),  # time left is not a decision: it is floored at 0 for the eye
+        ("perpjax/rules/observation.py", "max_hold"),  # time left is not a decision: it is floored at 0 for the eye
         ("perpjax/audit/fuzz.py", "max_leverage"),  # checks from outside that limits were kept
         ("perpjax/audit/fuzz.py", "ruin_fraction"),
         ("train/ladder_rungs.py", "ruin_fraction"),  # counts the windows that ended so
@@ -293,7 +293,7 @@ def test_one_place_for_every_limit():
             if not (isinstance(node, ast.Compare) or clamp):
                 continue
             inside = {getattr(x, "attr", None) for x in ast.walk(node)} & limits
-            (judged if name == "perpjax/risk.py" else found).update((name, x) for x in inside)
+            (judged if name == "perpjax/rules/risk.py" else found).update((name, x) for x in inside)
     twin = {(f, x) for f, x in found if f.startswith("perpjax/reference/")}  # shares no code with the simulator
     assert found - allowed - twin == set()
     assert {x for _, x in judged} >= {"max_leverage", "slots", "max_hold", "min_notional", "max_steps", "ruin_fraction"}

@@ -11,8 +11,8 @@ from markets import FREE, crash_market, hand_market, order
 
 from benchmarks.synthetic_policies import Windows, tabulate
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, concatenate_markets
-from perpjax.orders import MULTI_DISCRETE
 from perpjax.rollout import play_windows
+from perpjax.rules.orders import MULTI_DISCRETE
 from train.display import print_results
 from train.evaluate import Result, evaluate, hold, random, t_statistic, window_starts
 

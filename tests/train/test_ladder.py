@@ -13,7 +13,7 @@ from markets import FREE, hand_market, order
 from perpjax import AutoReset, EnvConfig, PerpEnv
 from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
-from perpjax.orders import Verdict as OrderVerdict
+from perpjax.rules.orders import Verdict as OrderVerdict
 from train import ladder, ladder_markets, ppo, references
 from train.config import Config
 from train.evaluate import evaluate

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from perpjax import EnvParams
-from perpjax.orders import CLOSE, DIRECTIONS, HOLD, MULTI_DISCRETE, decode
 from perpjax.params import EnvConfig
+from perpjax.rules.orders import CLOSE, DIRECTIONS, HOLD, MULTI_DISCRETE, decode
 from train.networks import ActorCritic, Policy
 
 ALL = np.array(list(itertools.product(*map(range, MULTI_DISCRETE))), np.int32)

@@ -13,8 +13,8 @@ from markets import FREE, HAND, assemble
 
 from perpjax import AutoReset, EnvConfig, Market, PerpEnv, VecEnv
 from perpjax._pytree import pytree
-from perpjax.observation import ACCOUNT_FEATURES
-from perpjax.orders import DIRECTIONS, MULTI_DISCRETE
+from perpjax.rules.observation import ACCOUNT_FEATURES
+from perpjax.rules.orders import DIRECTIONS, MULTI_DISCRETE
 from perpjax.state import State, open_account
 from train import ppo
 from train.config import Config

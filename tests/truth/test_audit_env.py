@@ -17,9 +17,9 @@ from perpjax.audit import audit_env
 from perpjax.audit.environment import ALTERATIONS, alter_market
 from perpjax.data import read_table
 from perpjax.market import Market
-from perpjax.orders import sample_action
+from perpjax.rules.orders import sample_action
 from perpjax.state import State
-from perpjax.wrappers import unwrapped
+from perpjax.vec import unwrapped
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

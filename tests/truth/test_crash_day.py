@@ -37,7 +37,7 @@ import pytest
 from markets import HOLD, order, verdicts
 
 from perpjax import EnvConfig, Lots, Market, PerpEnv, build_market
-from perpjax.intrabar import Exit, resolve
+from perpjax.rules.intrabar import ExitReason, resolve
 
 FILES = {
     "ORCA": "binance-um_ORCAUSDT_perp_3m_20241231_20260219.parquet",
@@ -207,7 +207,7 @@ def test_a_long_lot_at_10x(shared_data, case, rule):
                   target=lot.target, liquidation=lot.liquidation)  # fmt: skip
     lots = Lots(**{k: jnp.float32([v]) for k, v in fields.items()}, age=jnp.zeros(1, jnp.int32))
     hit = resolve(market.bar(jnp.int32(bars[1])), lots, jnp.float32(1), rule)
-    assert Exit(int(hit.how[0])) == (Exit.STOPPED if lot.how == "S" else Exit.LIQUIDATED)
+    assert ExitReason(int(hit.reason[0])) == (ExitReason.STOPPED if lot.how == "S" else ExitReason.LIQUIDATED)
     assert int(hit.candle[0]) == (utc(lot.when) - market.start_ms) // 180_000 % K
     assert bool(hit.ambiguous[0]) == lot.ambiguous
 

@@ -17,7 +17,7 @@ from perpjax.audit.draws import CONFIGS
 from perpjax.audit.fuzz import NOTHING, Tally, check_envs, check_step, fuzz, main
 from perpjax.env import PerpEnv
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.state import COUNTS, State
+from perpjax.state import State
 
 
 @pytest.mark.parametrize("name, choice", [("crash", 0), ("signal", 3), ("martingale", 5)])
@@ -57,10 +57,9 @@ def change(state: State, **changes: object) -> State:
             lots = account.lots
             new = getattr(lots, name[4:]).at[0].set(value)
             account = account.replace(lots=lots.replace(**{name[4:]: new}))
-        elif name in COUNTS or name == "refused":
-            where = slice(len(value)) if name == "refused" else COUNTS.index(name)
-            counts = account.ledger.counts.at[where].add(value)
-            account = account.replace(ledger=account.ledger.replace(counts=counts))
+        elif name == "refused":
+            refused = account.ledger.refused.at[: len(value)].add(value)
+            account = account.replace(ledger=account.ledger.replace(refused=refused))
         elif hasattr(account.ledger, name):
             account = account.replace(ledger=account.ledger.replace(**{name: getattr(account.ledger, name) + value}))
         elif hasattr(account, name):

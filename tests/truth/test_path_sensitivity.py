@@ -12,7 +12,7 @@ from markets import FREE, HOLD, hand_market, order
 from perpjax import AutoReset, EnvConfig, EnvParams, Market, PerpEnv, VecEnv
 from perpjax._pytree import pytree
 from perpjax.audit import PathSensitivity, Play, path_sensitivity
-from perpjax.orders import sample_action
+from perpjax.rules.orders import sample_action
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from markets import FREE, HOLD, hand_market, order, play
 
 from perpjax.instrument import BRACKETS, Instrument
-from perpjax.margin import funding_payment, liquidation_price, liquidation_ticks
-from perpjax.orders import CLOSE
 from perpjax.params import EnvConfig
+from perpjax.rules.margin import funding_payment, liquidation_price, liquidation_ticks
+from perpjax.rules.orders import CLOSE
 
 # Why the kernel does not claim a published liquidation price.
 ENTRY_FORM = "maintenance frozen at the entry notional: Bybit until 2024/25, Delta, Phemex 2022, jesse, TorchTrade"

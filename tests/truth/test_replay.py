@@ -17,7 +17,7 @@ from perpjax.audit.replay import LotLife, replay_lots
 from perpjax.env import PerpEnv
 from perpjax.market import concatenate_markets
 from perpjax.params import EnvConfig, EnvParams
-from perpjax.wrappers import VecEnv
+from perpjax.vec import VecEnv
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax.batching import split_table, stage
-from perpjax.execution import fill_entry, slip
+from perpjax._arrays import split_table
 from perpjax.instrument import Instrument
-from perpjax.margin import at_liquidation, liquidation_ticks
-from perpjax.orders import CLOSE, HOLD, SHORT, Order, Verdict
 from perpjax.params import EnvParams
+from perpjax.rules.execution import fill_entry, slip
+from perpjax.rules.margin import at_liquidation, liquidation_ticks
+from perpjax.rules.orders import CLOSE, HOLD, SHORT, Order, Verdict
 
 MIN_STOP, MAX_STOP = 0.5, 3.0
 """Range of the stop multiple, ATRs."""
@@ -24,7 +24,7 @@ HALF_STEP = float(np.nextafter(np.float32(0.5), np.float32(0)))
 
 
 class Exposure(NamedTuple):
-    """What a review must know of the account."""
+    """The account as an order finds it."""
 
     lots: Int[Array, "..."]
     """Lots open."""
@@ -39,11 +39,15 @@ class Exposure(NamedTuple):
     margin: Float[Array, "..."]
     """Sum over lots."""
 
+    @property
+    def free_margin(self) -> Float[Array, "..."]:
+        """Wallet that no lot holds as margin. Unrealised profit is never posted."""
+        return self.wallet - self.margin
 
-class Review(NamedTuple):
-    """The verdict, and the lot that an accepted opening order becomes."""
 
-    verdict: Int[Array, "..."]
+class Proposal(NamedTuple):
+    """The lot that an order would open."""
+
     side: Float[Array, "..."]
     entry: Float[Array, "..."]
     """Fill price, ticks."""
@@ -53,7 +57,30 @@ class Review(NamedTuple):
     margin: Float[Array, "..."]
     """Notional / leverage, quote."""
     notional: Float[Array, "..."]
-    """Quote; 0 if no lot opens, and that is what `opens` and `closes` go by."""
+    """Quote."""
+    wanted: Float[Array, "..."]
+    """Notional before any rounding and before the free margin is asked, quote."""
+    stop: Float[Array, "..."]
+    """Ticks."""
+    target: Float[Array, "..."]
+    """Ticks."""
+
+
+class Review(NamedTuple):
+    """The verdict, and the lot that an accepted opening order becomes."""
+
+    verdict: Int[Array, "..."]
+    side: Float[Array, "..."]
+    """Of the lot that opens; the account's if none does."""
+    entry: Float[Array, "..."]
+    """Fill price, ticks."""
+    quantity: Float[Array, "..."]
+    """Steps."""
+    leverage: Float[Array, "..."]
+    margin: Float[Array, "..."]
+    """Notional / leverage, quote."""
+    notional: Float[Array, "..."]
+    """Quote; 0 if no lot opens."""
     fee: Float[Array, "..."]
     """Of the entry, quote."""
     stop: Float[Array, "..."]
@@ -67,14 +94,14 @@ class Review(NamedTuple):
         """Whether a lot opens."""
         return self.notional != 0
 
-    def slippage(self, price: Float[Array, "..."], tick_value: Float[Array, "..."]) -> Float[Array, "..."]:
-        """From the open, in ticks, to the fill of the lot that opens; quote."""
-        return jnp.where(self.opens, self.side * self.quantity * (self.entry - price) * tick_value, 0)
-
     @property
     def closes(self) -> Bool[Array, "..."]:
         """Whether the lots are closed: every order that is accepted opens or closes."""
         return (self.verdict == Verdict.ACCEPTED) & ~self.opens
+
+    def slippage(self, price: Float[Array, "..."], tick_value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """From the open, in ticks, to the fill of the lot that opens; quote."""
+        return jnp.where(self.opens, self.side * self.quantity * (self.entry - price) * tick_value, 0)
 
 
 def available_exposure(
@@ -108,12 +135,26 @@ def review(
 
     Args:
       order: as decoded; multiples and leverage are clamped here.
-      account: what is held.
+      account: as the order finds it.
       price: last-price open of the bar's first candle, ticks.
       mark: mark open of that candle, ticks.
       tradable: whether that candle is valid.
       atr: known at the open, ticks.
     """
+    lot = propose(order, account, price, atr, instrument, params)
+    liquidation = liquidation_ticks(lot.side, lot.entry, lot.quantity, lot.margin, instrument)
+    return judge(order, lot, liquidation, account, mark, tradable, instrument, params)
+
+
+def propose(
+    order: Order,
+    account: Exposure,
+    price: Float[Array, "..."],
+    atr: Float[Array, "..."],
+    instrument: Instrument,
+    params: EnvParams,
+) -> Proposal:
+    """The lot that the order would open, sized to the grid. Arguments as in `review`."""
     available = available_exposure(account.equity, account.margin, params)
     leverage = jnp.clip(order.leverage, 1.0, params.max_leverage)
     wanted = order.size * available * leverage
@@ -122,38 +163,59 @@ def review(
     stop_multiple = jnp.clip(order.stop_multiple, MIN_STOP, MAX_STOP)
     target_multiple = jnp.clip(order.target_multiple, MIN_TARGET, MAX_TARGET)
 
-    # Unrealised profit is never posted, and the entry fee is paid from free money.
-    free = account.wallet - account.margin
-    margin = jnp.minimum(order.size * available, free / (1 + leverage * params.taker_fee))
+    # The entry fee is paid from the free margin, too.
+    margin = jnp.minimum(order.size * available, account.free_margin / (1 + leverage * params.taker_fee))
     side = jnp.where(order.direction == SHORT, -1.0, 1.0)
     entry = fill_entry(side, price, atr, params)
     step_notional = entry * instrument.tick_value
     steps = margin * leverage / step_notional
     quantity = jnp.minimum(jnp.floor(steps + jnp.minimum(steps * STEP_SLACK, HALF_STEP)), instrument.max_steps)
     notional = quantity * step_notional
-    posted = notional / leverage
-    level = stage(liquidation_ticks)(side, entry, quantity, posted, instrument)
     stop_distance = jnp.maximum(slip(price, atr, params) + 1, jnp.round(stop_multiple * atr))
     target_distance = jnp.maximum(stop_distance, jnp.round(target_multiple * atr))
+    return Proposal(
+        side, entry, quantity, leverage, notional / leverage, notional, wanted,
+        entry - side * stop_distance, entry + side * target_distance,
+    )  # fmt: skip
 
-    close, flat = order.direction == CLOSE, account.lots == 0
+
+def judge(
+    order: Order,
+    lot: Proposal,
+    liquidation: Float[Array, "..."],
+    account: Exposure,
+    mark: Float[Array, "..."],
+    tradable: Bool[Array, "..."],
+    instrument: Instrument,
+    params: EnvParams,
+) -> Review:
+    """The verdict on an order: the first line that holds. A new reason to refuse is a new line and a `Verdict`.
+
+    Args:
+      lot: the lot that it would open.
+      liquidation: of that lot, ticks; 0 for a long that has none.
+      account, mark, tradable: as in `review`.
+    """
+    available = available_exposure(account.equity, account.margin, params)
+    close = order.direction == CLOSE
     verdicts = (
-        ((order.direction == HOLD), Verdict.HOLD),
+        (order.direction == HOLD, Verdict.HOLD),
         (~tradable, Verdict.DATA_GAP),
-        (close & flat, Verdict.HOLD),
+        (close & (account.lots == 0), Verdict.HOLD),
         (close, Verdict.ACCEPTED),
         (account.lots >= account.slots, Verdict.MAX_LOTS),
-        (account.side * side < 0, Verdict.NO_HEDGE),
-        ((available <= 0) | (free <= 0), Verdict.MAX_EXPOSURE),
-        (wanted > instrument.brackets[-1, 1], Verdict.MAX_NOTIONAL),
-        ((quantity < 1) | (notional < instrument.min_notional), Verdict.BELOW_MINIMUM),
-        (at_liquidation(side, mark, level), Verdict.IMMEDIATE_LIQUIDATION),
+        (account.side * lot.side < 0, Verdict.NO_HEDGE),
+        ((available <= 0) | (account.free_margin <= 0), Verdict.MAX_EXPOSURE),
+        (lot.wanted > instrument.brackets[-1, 1], Verdict.MAX_NOTIONAL),
+        ((lot.quantity < 1) | (lot.notional < instrument.min_notional), Verdict.BELOW_MINIMUM),
+        (at_liquidation(lot.side, mark, liquidation), Verdict.IMMEDIATE_LIQUIDATION),
     )
     verdict = jnp.int32(Verdict.ACCEPTED)
     for holds, code in reversed(verdicts):
         verdict = jnp.where(holds, jnp.int32(code), verdict)
-    notional = jnp.where((verdict == Verdict.ACCEPTED) & ~close, notional, 0)
+    opens = (verdict == Verdict.ACCEPTED) & ~close
+    notional = jnp.where(opens, lot.notional, 0)
     return Review(
-        verdict, side, entry, quantity, leverage, posted, notional, params.taker_fee * notional,
-        entry - side * stop_distance, entry + side * target_distance, level,
+        verdict, jnp.where(opens, lot.side, account.side), lot.entry, lot.quantity, lot.leverage, lot.margin, notional,
+        params.taker_fee * notional, lot.stop, lot.target, liquidation,
     )  # fmt: skip

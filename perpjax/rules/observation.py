@@ -1,11 +1,11 @@
-"""What the policy sees: scaled features of closed bars, and nine numbers of the account."""
+"""The observation: scaled features of closed bars, and nine numbers of the account."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from perpjax.params import EnvParams
-from perpjax.risk import available_exposure
-from perpjax.state import Holdings
+from perpjax.rules.exits import BarTotals
+from perpjax.rules.risk import available_exposure
 
 FEATURE_CLIP = 10.0
 """Scaled features are clipped to plus and minus this."""
@@ -20,8 +20,9 @@ def scale_features(features: Float[Array, "F"], mean: Float[Array, "F"], scale: 
 
 
 def observe_account(
-    held: Holdings,
-    slots: int | Int[Array, ""],
+    totals: BarTotals,
+    side: Float[Array, "..."],
+    slots: int,
     equity: Float[Array, "..."],
     mark: Float[Array, "..."],
     tick_value: Float[Array, "..."],
@@ -30,27 +31,29 @@ def observe_account(
     """The account in nine numbers of order one, in the order of `ACCOUNT_FEATURES`.
 
     Args:
-      held: lots, marked to `mark`.
+      totals: of the lots held, marked to `mark`.
+      side: of the account during the bar.
       slots: lots the account can hold.
       equity: quote, marked to `mark`.
       mark: mark close of the last closed bar, ticks.
     """
     base = jnp.maximum(equity, 1e-6 * params.initial_equity)
     max_hold = params.max_hold.astype(jnp.float32)
+    side = jnp.where(totals.held > 0, side, 0)
     return [
-        held.count / slots,
-        held.side,
-        held.margin / base,
-        held.quantity * mark * tick_value / base,
-        held.floating / base,
-        held.oldest / max_hold,
-        jnp.where(held.count > 0, jnp.maximum(params.max_hold - held.oldest, 0) / max_hold, 0.0),
-        jnp.where(held.brink > -jnp.inf, (held.side * mark - held.brink) / mark, 1.0),
-        available_exposure(equity, held.margin, params) / base,
+        totals.held / slots,
+        side,
+        totals.margin / base,
+        totals.quantity * mark * tick_value / base,
+        totals.unrealised * tick_value / base,
+        totals.oldest / max_hold,
+        jnp.where(totals.held > 0, jnp.maximum(params.max_hold - totals.oldest, 0) / max_hold, 0.0),
+        jnp.where(totals.nearest_liquidation > -jnp.inf, (side * mark - totals.nearest_liquidation) / mark, 1.0),
+        available_exposure(equity, totals.margin, params) / base,
     ]
 
 
 def observe_nothing(params: EnvParams) -> Float[Array, "9"]:
-    """What `observe_account` says of an account that holds nothing; a fresh episode needs no arithmetic for it."""
+    """The nine numbers of an account that holds nothing, [9]."""
     nothing = dict.fromkeys(ACCOUNT_FEATURES, 0.0) | {"liquidation_distance": 1.0, "available": params.max_exposure}
     return jnp.stack([jnp.asarray(nothing[name], jnp.float32) for name in ACCOUNT_FEATURES])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from perpjax.batching import any_of
+from perpjax._arrays import any_of
 from perpjax.params import EnvConfig, EnvParams
 
 HOLD, LONG, SHORT, CLOSE = 0, 1, -1, 2

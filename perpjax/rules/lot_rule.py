@@ -1,0 +1,26 @@
+"""The form of a rule for one lot."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from perpjax.state import Lots
+
+
+class LotRule(Protocol):
+    """One moment of a bar, for one lot. `xla.over_lots` applies it to every lot of an account.
+
+    The lot's fields may have any shape [...]: a rule only broadcasts.
+    """
+
+    @property
+    def decide(self) -> tuple[Callable[..., Any], ...]:
+        """Functions of the lot and of the facts before; each returns one fact, such as the price of a fill."""
+        ...
+
+    def apply(self, lot: Lots, *facts: Any) -> tuple[Lots, NamedTuple]:
+        """Return the lot afterwards, and its share of the account's totals.
+
+        Totals are added up over the lots; those named in `MAXIMA` are maximised. A boolean is counted. A free slot
+        (quantity 0) must add nothing.
+        """
+        ...

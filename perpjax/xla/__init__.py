@@ -1,0 +1,11 @@
+"""The compilation of a step: fusion boundaries, loops over lots, gathers. README.md has the facts and figures.
+
+`perpjax.rules` says what a bar means and never imports this package.
+"""
+
+from perpjax.xla.kernels import Target, default_platform
+from perpjax.xla.over_lots import over_lots
+from perpjax.xla.rows import map_axes, where_rows
+from perpjax.xla.transforms import batched_by, differentiable
+
+__all__ = ["Target", "batched_by", "default_platform", "differentiable", "map_axes", "over_lots", "where_rows"]

@@ -1,0 +1,143 @@
+"""Rows of large tables: gathers, prefetches, and functions of the few rows that ask for them."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Num, UInt32
+
+from perpjax.xla.kernels import Target
+
+T = TypeVar("T")
+
+LINE = 16
+"""Floats of a cache line."""
+LOOK = 4096
+"""`where_rows` looks for the next row that asks among so many at a time."""
+
+
+def take_row(table: Num[Array, "rows width"], index: Int[Array, ""], columns: slice) -> Num[Array, "columns"]:
+    """Some columns of a row."""
+    start = _not_from_the_end(index), jnp.uint32(columns.start)
+    return lax.dynamic_slice(table, start, (1, columns.stop - columns.start))[0]
+
+
+def take_columns(
+    table: Num[Array, "rows width"], index: Int[Array, "..."], columns: slice, target: Target
+) -> Num[Array, "columns ..."]:
+    """Some columns of some rows."""
+
+    @target.own_kernel
+    def take(table: Array, index: Array) -> Array:
+        row = jnp.vectorize(lambda i: take_row(table, i, columns), signature="()->(c)")
+        return jnp.moveaxis(row(index), -1, 0)
+
+    return take(table, prefetch_row(table, index, columns, target))
+
+
+def prefetch_row(
+    table: Num[Array, "rows width"],
+    index: Int[Array, "..."],
+    columns: slice,
+    target: Target,
+    after: Float[Array, "..."] | None = None,
+) -> Int[Array, "..."]:
+    """`index`, once a CPU has read one number of each cache line of these columns: the gather then finds them in cache.
+
+    Reads that wait for nothing overlap. The loop of a gather is so long that only two or three of its rows do.
+
+    Args:
+      after: computed first. Otherwise XLA prefetches as soon as it knows the index, and the cache may lose the lines.
+    """
+    if not target.on_cpu:
+        return index
+    waiting = () if after is None else (after,)
+
+    @target.own_kernel
+    def read(table: Array, index: Array, *after: Array) -> Array:
+        row = _not_from_the_end(index)
+        lines = range(columns.start, columns.stop, LINE)
+        numbers = [*after, *(table.at[row, column].get(mode="clip") for column in lines)]
+        # These are the bits of a NaN that no arithmetic makes. XLA cannot know it, so it reads.
+        return index + sum((lax.bitcast_convert_type(x, jnp.int32) == -1).astype(jnp.int32) for x in numbers)
+
+    return read(table, index, *waiting)
+
+
+def _not_from_the_end(index: Num[Array, "..."]) -> UInt32[Array, "..."]:
+    """JAX counts a negative index from the end, and checks for it, but only if it is signed."""
+    return index.astype(jnp.uint32)
+
+
+def where_rows(
+    predicate: Bool[Array, "batch"],
+    function: Callable[..., T],
+    otherwise: T,
+    *operands: Any,
+    target: Target,
+    axes: tuple[Any, ...],
+) -> T:
+    """`function(otherwise, *operands)` for the rows where `predicate` holds, `otherwise` for the others.
+
+    A CPU computes only the rows that ask, one by one, and puts them in place. A GPU computes all rows and selects,
+    which costs it less; so does a CPU without loops.
+
+    Args:
+      function: of one row of `otherwise` and of each operand; must not close over traced values.
+      axes: batch axes of `otherwise` and of each operand, as `in_axes` of `jax.vmap`.
+    """
+    if not target.row_by_row:
+        new = jax.vmap(function, axes, axes[0], axis_size=predicate.shape[0])(otherwise, *operands)
+
+        def choose(axis: int, new: Array, old: Array) -> Array:
+            return jnp.where(jnp.expand_dims(predicate, [i for i in range(new.ndim) if i != axis]), new, old)
+
+        return map_axes(choose, axes[0], new, otherwise)
+
+    size = predicate.shape[0]
+    some = min(size, LOOK)
+    alone = target.own_kernel(function)  # so a row is read before anything is put in its place
+    # The places of those that ask, among so many and from 1 on; XLA has the maximum of floats in a library.
+    asks = jnp.pad(predicate, (0, -size % some)).reshape(-1, some)
+    places = jnp.where(asks, jnp.arange(1, some + 1, dtype=jnp.float32), 0)
+
+    def do_some(i: Array, out: T) -> T:
+        def do_row(carry: tuple[Array, Array, T]) -> tuple[Array, Array, T]:
+            last, left, out = carry
+            place = _not_from_the_end(last) - 1
+            row = _not_from_the_end(i) * some + place
+
+            def take(axis: int, x: Array) -> Array:
+                return lax.dynamic_index_in_dim(x, row, axis, keepdims=False)
+
+            def put(axis: int, x: Array, y: Array) -> Array:
+                return lax.dynamic_update_index_in_dim(x, y, row, axis)
+
+            new = alone(*map_axes(take, axes, (out, *operands)))
+            left = lax.dynamic_update_index_in_dim(left, jnp.float32(0), place, 0)
+            return jnp.max(left), left, map_axes(put, axes[0], out, new)
+
+        left = lax.dynamic_index_in_dim(places, i, keepdims=False)
+        return lax.while_loop(lambda carry: carry[0] > 0, do_row, (jnp.max(left), left, out))[2]
+
+    return lax.fori_loop(0, len(places), do_some, otherwise)
+
+
+def map_axes(function: Callable[..., Array], axes: Any, tree: T, *others: T) -> T:
+    """`function(axis, leaf, *leaves)` for the leaves that have an axis; the others stay.
+
+    Args:
+      axes: a prefix of the tree, as `in_axes` of `jax.vmap`. A negative axis is given as a positive one.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+
+    def repeat(axis: int | None, part: Any) -> list[int | None]:
+        return [axis] * len(jax.tree.leaves(part))
+
+    lists = jax.tree.map(repeat, axes, tree, is_leaf=lambda x: x is None)
+    places = [axis for part in jax.tree.leaves(lists, is_leaf=lambda x: isinstance(x, list)) for axis in part]
+    rows = zip(places, leaves, *map(jax.tree.leaves, others), strict=True)
+    new = [x if axis is None else function(axis % x.ndim, x, *more) for axis, x, *more in rows]
+    return jax.tree.unflatten(treedef, new)
