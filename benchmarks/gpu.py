@@ -59,7 +59,7 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description
 
 # COUNT KERNELS AND BYTES
 
-# Nothing runs for FREE; TAKES read no more of their first operand than they return.
+# Nothing runs for these. Those of TAKES read no more of their first operand than they return.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id"}
 TAKES = {"gather", "slice", "dynamic-slice"}
 
@@ -94,14 +94,14 @@ Computation = dict[str, Instruction]
 
 
 class Program(NamedTuple):
-    """A compiled program: instructions in the order in which they run."""
+    """A compiled program."""
 
     computations: dict[str, Computation]
     entry: str
 
 
 class Kernel(NamedTuple):
-    """Work that the device is asked to do at once, in bytes."""
+    """One piece of work for the device, in bytes."""
 
     name: str
     read: float
@@ -387,9 +387,7 @@ def run(args: Args) -> None:
             listing = [k._asdict() | {"read": round(k.read), "written": round(k.written)} for k in done[0]]
             console.print(tabulate(listing, f"{num_envs} environments; bytes of all of them"))
     console.print(tabulate(rows, f"A rollout step on {device}"))
-    out = args.out or RESULTS / f"gpu_{'timed' if args.timed else 'counted'}.json"
-    save(out, PROGRAM, rows, device)
-    console.print(f"saved to {out}")
+    save(args.out or RESULTS / f"gpu_{'timed' if args.timed else 'counted'}.json", PROGRAM, rows, device)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -28,14 +28,14 @@ class Line(NamedTuple):
 
 
 LINES = (
-    Line("throughput", {"num_envs": 64}, "ours", "million steps/s, auto-reset, 64 environments"),
-    Line("throughput", {"num_envs": 4096}, "ours", "million steps/s, auto-reset, 4 096 environments"),
-    Line("throughput", {"num_envs": 65536}, "ours", "million steps/s, auto-reset, 65 536 environments"),
+    Line("throughput", {"num_envs": 64}, "ours", "million steps/s on a CPU, 64 environments"),
+    Line("throughput", {"num_envs": 4096}, "ours", "million steps/s on a CPU, 4 096 environments"),
+    Line("throughput", {"num_envs": 65536}, "ours", "million steps/s on a CPU, 65 536 environments"),
     Line("throughput", {"num_envs": 4096}, "ratio", "times as fast as TorchTrade, 4 096 environments", 1.3),
-    Line("gpu_counted", {"num_envs": 4096}, "kernels", "kernels of a rollout step, 4 096 environments", 12, False),
-    Line("gpu_counted", {"num_envs": 4096}, "bytes_per_env", "bytes of it, an environment", 3800, False),
-    Line("gpu_timed", {"num_envs": 4096}, "million_steps", "million steps/s, 4 096 environments", 100),
-    Line("gpu_timed", {"num_envs": 262144}, "million_steps", "million steps/s, 262 144 environments", 700),
+    Line("gpu_counted", {"num_envs": 4096}, "kernels", "GPU kernels of a rollout step, 4 096 environments", 12, False),
+    Line("gpu_counted", {"num_envs": 4096}, "bytes_per_env", "bytes of that step, an environment", 3800, False),
+    Line("gpu_timed", {"num_envs": 4096}, "million_steps", "million steps/s on one H100, 4 096 environments", 100),
+    Line("gpu_timed", {"num_envs": 262144}, "million_steps", "million steps/s on one H100, 262 144 environments", 700),
     Line("training", {"num_envs": 4096}, "ours", "million training steps/s, 4 096 x 32, 3 epochs"),
     Line("training", {"num_envs": 4096}, "ratio", "times as fast as a plain trainer", 1.5),
     Line("truth", {"check": "parity"}, "disagreements", "steps that disagree with the float64 twin", 0, False),
