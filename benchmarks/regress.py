@@ -1,11 +1,12 @@
-"""Is one commit faster than another? Both in turn on this machine, and the ratio with its spread.
+"""Is one commit faster than another? Run both in turn on this machine, and print the ratio with its spread.
 
     python -m benchmarks.regress HEAD~1 HEAD
-    python -m benchmarks.regress main . --num-envs 65536 --rounds 15      # "." is the working tree
+    python -m benchmarks.regress main . --num-envs 4096 --rounds 15       # "." is the working tree
 
-Each round runs a process of the first, then one of the second: it compiles an auto-reset rollout under random actions,
-warms up and times it. A round's ratio is that of the medians of two neighbours, so that a machine which slows
-down slows both. Above 1 the second commit is the faster one.
+For each batch size, each round runs a process of the first commit, then one of the second. A process compiles an
+auto-reset rollout under random actions, warms up and times it. A round's ratio is that of the medians of these two
+neighbours, so a slow minute of the machine slows both. Above 1 the second commit is the faster one. The last line is
+the geometric mean, over the batch sizes, of the median ratios.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import run_command
+from benchmarks.harness import quartiles, run_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "perpjax"
@@ -42,10 +43,10 @@ class Args:
     """A commit, as git names it, or "." for the working tree."""
     after: tyro.conf.Positional[str]
     """The other one."""
-    num_envs: int = 4096
-    """Batch size."""
+    num_envs: tuple[int, ...] = (64, 1024, 4096, 65536)
+    """Batch sizes."""
     rounds: int = 9
-    """Processes of each, about ten seconds every one."""
+    """Processes of each commit at each batch size; one takes about ten seconds."""
     steps: int = 100
     """Steps of each environment in a timed call."""
     calls: int = 9
@@ -55,8 +56,9 @@ class Args:
 
     def __post_init__(self):
         for name in ("num_envs", "rounds", "steps", "calls"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Timing:
 
 
 def time_rollout(num_envs: int, steps: int, calls: int, dataset: str) -> None:
-    """The timed program, which prints a `Timing` as JSON. It runs by itself, against either commit's package."""
+    """Print a `Timing` as JSON. This is the timed program; it runs by itself, against either commit's package."""
     import json
     import time
 
@@ -79,26 +81,19 @@ def time_rollout(num_envs: int, steps: int, calls: int, dataset: str) -> None:
     import jax.numpy as jnp
 
     import perpjax
-    from perpjax import AutoReset, PerpEnv, load_market
-    from perpjax.orders import sample_action
+    from perpjax import AutoReset, PerpEnv, VecEnv, load_market
 
     jax.config.update("jax_enable_compilation_cache", False)
     env = AutoReset(PerpEnv(load_market(dataset)))
-    draw = jax.vmap(jax.vmap(lambda key: sample_action(key, env.env.config)))
-    actions = jax.jit(draw)(jax.random.split(jax.random.key(1), (steps, num_envs)))
-
-    def batch(env):
-        if hasattr(perpjax, "VecEnv"):
-            return perpjax.VecEnv(env).reset, perpjax.VecEnv(env).step
-        return jax.vmap(env.reset), jax.vmap(env.step)  # a commit before there was one
-
-    state = jax.jit(batch(env)[0])(jax.random.split(jax.random.key(0), num_envs))
-    left = jax.random.randint(jax.random.key(2), (num_envs,), 1, env.env.config.episode_length + 1)
+    key_reset, key_length, key_actions = jax.random.split(jax.random.key(0), 3)
+    # Choices of a `multi_discrete` action: direction, size, leverage, stop, target.
+    actions = jax.random.randint(key_actions, (steps, num_envs, 5), 0, jnp.array([4, 4, 5, 4, 5]))
+    state = jax.jit(VecEnv(env).reset)(jax.random.split(key_reset, num_envs))
+    left = jax.random.randint(key_length, (num_envs,), 1, env.env.config.episode_length + 1)
     state = state.replace(end=jnp.minimum(state.end, state.t + left))
 
     def rollout(env, state, actions):
-        step = batch(env)[1]
-        return jax.lax.scan(lambda state, action: (step(state, action), None), state, actions)[0]
+        return jax.lax.scan(lambda state, action: (VecEnv(env).step(state, action), None), state, actions)[0]
 
     def elapsed():
         return time.perf_counter() - began
@@ -133,13 +128,13 @@ def export(commit: str, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def run_timed(tree: pathlib.Path, args: Args) -> Timing:
+def run_timed(tree: pathlib.Path, num_envs: int, args: Args) -> Timing:
     """Time the package in `tree`, in a process of its own.
 
     Raises:
       RuntimeError: the process failed, or imported another package than that.
     """
-    settings = {name: getattr(args, name) for name in ("num_envs", "steps", "calls", "dataset")}
+    settings = {"num_envs": num_envs} | {name: getattr(args, name) for name in ("steps", "calls", "dataset")}
     program = f"{inspect.getsource(time_rollout)}\ntime_rollout(**{settings!r})\n"
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     # -P: the current folder, mostly a checkout of this repository, must not come before the tree.
@@ -156,8 +151,8 @@ def run_timed(tree: pathlib.Path, args: Args) -> Timing:
 Pair = tuple[Timing, Timing]
 
 
-def compare(args: Args, measure: Callable[[pathlib.Path, Args], Timing] = run_timed) -> Iterator[Pair]:
-    """Both commits in turn: a pair for each round, as it is measured.
+def compare(args: Args, measure: Callable[[pathlib.Path, int, Args], Timing] = run_timed) -> Iterator[tuple[int, Pair]]:
+    """Yield the batch size and a pair of timings for each round, as it is measured.
 
     Args:
       measure: times the package in a folder. The folders are gone afterwards.
@@ -165,33 +160,36 @@ def compare(args: Args, measure: Callable[[pathlib.Path, Args], Timing] = run_ti
     with tempfile.TemporaryDirectory() as scratch:
         before = export(args.before, pathlib.Path(scratch) / "before")
         after = export(args.after, pathlib.Path(scratch) / "after")
-        for _ in range(args.rounds):
-            yield measure(before, args), measure(after, args)
+        for num_envs in args.num_envs:
+            for _ in range(args.rounds):
+                yield num_envs, (measure(before, num_envs, args), measure(after, num_envs, args))
 
 
 def speedup(pair: Pair) -> float:
-    """How many times as fast the second one is."""
+    """Return how many times as fast the second commit is."""
     before, after = (statistics.median(timing.seconds) for timing in pair)
     return before / after
 
 
-def show(args: Args, pairs: Iterator[Pair], console: Console) -> None:
-    """A line for each round, as it comes, then the ratio with its spread."""
-    done = []
-    for pair in pairs:
-        done.append(pair)
-        rates = [args.num_envs * args.steps / statistics.median(t.seconds) / 1e6 for t in pair]
+def show(args: Args, rounds: Iterator[tuple[int, Pair]], console: Console) -> None:
+    """Print a line for each round, as it comes, then the ratios with their spread, and their geometric mean."""
+    done: dict[int, list[Pair]] = {}
+    for num_envs, pair in rounds:
+        done.setdefault(num_envs, []).append(pair)
+        rates = [num_envs * args.steps / statistics.median(t.seconds) / 1e6 for t in pair]
         numbers = f"{rates[0]:8.3f} {rates[1]:8.3f} million steps/s {speedup(pair):8.3f}"
-        console.print(f"round {len(done):2} of {args.rounds} {numbers}", highlight=False)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for head in (f"{args.after} over {args.before}", "median", "quartiles", "min .. max"):
-        table.add_column(head, justify="left" if not table.columns else "right")
-    compiling = [before.compile_seconds / after.compile_seconds for before, after in done]
-    for says, ratios in (("times as fast", [speedup(p) for p in done]), ("times as fast to compile", compiling)):
-        low, median, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+        console.print(f"{num_envs:6} round {len(done[num_envs]):2} of {args.rounds} {numbers}", highlight=False)
+    table = Table(title=f"{args.after} over {args.before}", box=SIMPLE_HEAD, pad_edge=False)
+    for head in ("envs", "times as fast", "quartiles", "min .. max", "to compile"):
+        table.add_column(head, justify="right")
+    for num_envs, pairs in done.items():
+        ratios = [speedup(p) for p in pairs]
+        low, median, high = quartiles(ratios)
+        compiling = statistics.median(before.compile_seconds / after.compile_seconds for before, after in pairs)
         spread = (f"{median:.3f}", f"{low:.3f} .. {high:.3f}", f"{min(ratios):.3f} .. {max(ratios):.3f}")
-        table.add_row(says, *spread)
-    console.print(table)
+        table.add_row(str(num_envs), *spread, f"{compiling:.3f}")
+    mean = statistics.geometric_mean(statistics.median(map(speedup, pairs)) for pairs in done.values())
+    console.print(table, f"geometric mean of the medians: {mean:.3f}", highlight=False)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,16 +6,14 @@
     rival.run(rival.draw(steps=100))
 
 `VectorizedSequentialTradingEnvSLTP` simulates one position and one candle a bar, in PyTorch operations over the batch.
-Every choice that it leaves open is made in its favour:
+Every open choice is made in its favour:
 
-- It is asked for a step as TorchRL's collectors ask (`step_and_maybe_reset`, which starts a new episode where one has
-  ended), under `torch.inference_mode`, with as many threads as there are cores. Its private `_step` and `_reset`
-  instead gain nothing that could be told from noise. On a machine that does other work one thread may be faster: two
-  wait for each other in a loop.
-- It observes one candle of five numbers, not its default window of ten (with which it is slower).
-- A position takes a tenth of the account, like ours. With its default, the whole account at leverage 10, a random
-  policy is ruined within two hundred bars, and every reset makes it build the observation of the whole batch again.
-- Its episodes begin, and therefore end, at the same time: one step in 672 pays for resets.
+- Steps are asked for as TorchRL's collectors do (`step_and_maybe_reset`, which resets ended episodes), under
+  `torch.inference_mode`, with a thread for each core.
+- It observes one candle of five numbers. Its default window of ten is slower.
+- A position takes a tenth of the account, like ours. With its default, the whole account at leverage 10, random
+  policies are ruined within two hundred bars, and every reset rebuilds the observation of the whole batch.
+- Its episodes begin and end at the same time: one step in 672 pays for resets.
 """
 
 import os
@@ -35,7 +33,7 @@ from perpjax import Market, PerpEnv
 
 
 class Rival:
-    """TorchTrade on the market of `env`, with its fee, slippage, leverage, account and length of episodes."""
+    """TorchTrade on the market of `env`, with its fee, slippage, leverage, account and episode length."""
 
     def __init__(self, env: PerpEnv, num_envs: int, seed: int = 0):
         params = env.params
@@ -61,11 +59,11 @@ class Rival:
             self._state = self._env.reset()
 
     def draw(self, steps: int) -> torch.Tensor:
-        """Random actions [steps, environments]: hold, or long or short with one of nine pairs of stop and target."""
+        """Return random actions [steps, environments]: hold, or long or short with one of nine stop-target pairs."""
         return torch.randint(0, self._env.action_spec.space.n, (steps, *self._env.batch_size))
 
     def run(self, actions: torch.Tensor) -> None:
-        """A call for each row of actions."""
+        """Step once for each row of actions."""
         with torch.inference_mode():
             for action in actions:
                 self._state["action"] = action
@@ -73,7 +71,7 @@ class Rival:
 
 
 def tabulate_bars(market: Market) -> pd.DataFrame:
-    """The 15-minute bars of the market's first symbol, in quote currency. No volume is kept in a market: it is 1."""
+    """Return the bars of the market's first symbol, in quote currency; a market keeps no volume, so it is 1."""
     origin = market.origins[0]
     bars = jax.vmap(market.bar)(origin.row + jnp.arange(origin.num_bars))
     tick = float(market.instrument.tick_size)

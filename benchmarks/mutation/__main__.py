@@ -1,18 +1,17 @@
-"""Mutation testing: which small errors in the simulator would the tests let pass?
+"""Mutation testing: break the simulator in one place at a time, and list the faults that the tests let pass.
 
     pip install -e '.[test,mutation]'
-    python -m benchmarks.mutation [--modules margin risk] [--sample 50] [--again]
+    python -m benchmarks.mutation [--modules margin risk] [--sample 50]
 
-cosmic-ray's operators make the mutants; each is written into a copy of the working tree, where the tests of TESTS run
-until one fails. A survivor is either explained in `survivors.toml` or a hole in the tests, and then the exit status is
-1. `--again` runs only those that survived last time.
+cosmic-ray's operators make the mutants. Each one is written into a copy of the working tree, where the tests of TESTS
+run until one fails. `survivors.toml` explains a survivor by its function and its operator. The exit status is 1 if a
+survivor is not explained. A run of all modules writes its counts to benchmarks/results/mutation.json.
 """
 
 import ast
+import concurrent.futures
 import dataclasses
-import difflib
-import itertools
-import json
+import fnmatch
 import os
 import pathlib
 import queue
@@ -20,27 +19,28 @@ import random
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
 
 import tyro
+from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import MutationVisitor
 from cosmic_ray.plugins import get_operator
+from parso.tree import NodeOrLeaf
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import track
 from rich.table import Table
 
+from benchmarks.harness import RESULTS, save
 from benchmarks.mutation.operators import OPERATORS, SwapCall
 from benchmarks.mutation.suite import run_suite
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
 COPIED = ("perpjax", "train", "tests", "pyproject.toml")
 TESTS = ("rules", "intrabar", "risk", "ledger")
-"""Files, or tests of a file, without `test_` and `.py`."""
+"""Files of tests, or tests of a file, without `test_` and `.py`."""
 FIRST = {
     "margin": ("margin",),
     "intrabar": ("intrabar::test_counting_equals_a_loop_over_candles", "intrabar"),
@@ -54,7 +54,7 @@ FIRST = {
     "moments": ("rules", "ledger", "vec_env"),
     "state": ("ledger::test_two_float_sums_are_renormalised", "rules", "ledger"),
 }
-"""Modules, each with its most telling tests; those of TESTS follow."""
+"""The modules of perpjax, by path without `.py`, and the tests to run before those of TESTS."""
 QUICK = {
     # XLA compiles a step in a fifth of the time.
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
@@ -69,34 +69,30 @@ class Args:
     modules: tuple[str, ...] = tuple(FIRST)
     """Modules of perpjax."""
     sample: int | None = None
-    """This many mutants, drawn at random."""
-    again: bool = False
-    """Only the survivors that `out` lists; the outcomes of the others are taken from there."""
+    """Run this many mutants, drawn at random."""
     workers: int = 2
     """Copies of the tree in which mutants run at the same time."""
-    out: pathlib.Path = RESULT
 
 
 @dataclasses.dataclass
 class Mutant:
-    """One small change of one line, and what became of it."""
+    """One small change of one module."""
 
     module: str
+    function: str
+    """Qualified name, or "module"."""
+    operator: str
     line: int
-    before: str
-    after: str
+    source: str
     outcome: str = ""
-    killer: str = ""
-    seconds: float = 0.0
-    source: str = ""
 
     @property
-    def identity(self) -> tuple[str, str, str]:
-        return self.module, self.before, self.after
+    def key(self) -> str:
+        return f"{self.function} {self.operator}"
 
 
-def executed(source: str) -> str:
-    """The code without its type hints, in one form."""
+def strip_hints(source: str) -> str:
+    """Return the syntax tree without type hints, as text."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         for name in ("annotation", "returns"):
@@ -105,147 +101,114 @@ def executed(source: str) -> str:
     return ast.dump(tree)
 
 
+def name_function(node: NodeOrLeaf | None) -> str:
+    """Return the qualified name of the function or class around a node; a decorator belongs to what it decorates."""
+    names, child = [], None
+    while node is not None:
+        if node.type == "decorated" and child is not node.children[-1]:
+            names.append(node.children[-1].name.value)
+        if node.type in ("funcdef", "classdef"):
+            names.append(node.name.value)
+        child, node = node, node.parent
+    return ".".join(reversed(names)) or "module"
+
+
 def make_mutants(module: str) -> Iterator[Mutant]:
-    """Every mutant of a module that changes what is executed."""
+    """Yield every mutant of a module that changes the code behind the type hints."""
     original = (ROOT / "perpjax" / f"{module}.py").read_text()
-    for operator in (*(get_operator(f"core/{name}")() for name in OPERATORS), SwapCall()):
-        occurrence = 0
-        while source := MutationVisitor.mutate_code(original, operator, occurrence):
-            occurrence += 1
-            if executed(source) == executed(original):
-                continue
-            old, new = original.splitlines(), source.splitlines()
-            changes = [c for c in difflib.SequenceMatcher(None, old, new, False).get_opcodes() if c[0] != "equal"]
-            (_, start, stop, first, last) = changes[0]
-            before, after = (" ".join(x.strip() for x in lines) for lines in (old[start:stop], new[first:last]))
-            yield Mutant(module, start + 1, before, after, source=source)
+    unchanged = strip_hints(original)
+    for name, operator in [(n, get_operator(f"core/{n}")()) for n in OPERATORS] + [("SwapCall", SwapCall())]:
+        sites = [node for node in ast_nodes(get_ast(original)) for _ in operator.mutation_positions(node)]
+        for i, node in enumerate(sites):
+            source = MutationVisitor.mutate_code(original, operator, i)
+            if strip_hints(source) != unchanged:
+                short = name.rpartition("Operator_")[2]
+                yield Mutant(module, name_function(node), short, node.start_pos[0], source)
 
 
 def name_tests(module: str) -> list[str]:
-    """The tests of a module, as pytest wants them named."""
-    names = dict.fromkeys((*FIRST[module], *TESTS))
-    return [find_test(*name.split("::")) for name in names]
+    """Return the tests of a module, as pytest wants them named."""
+    named = []
+    for name in dict.fromkeys((*FIRST[module], *TESTS)):
+        file, separator, test = name.partition("::")
+        (path,) = (ROOT / "tests").rglob(f"test_{file}.py")
+        named.append(f"{path.relative_to(ROOT)}{separator}{test}")
+    return named
 
 
-def find_test(module: str, test: str = "") -> str:
-    """A file of tests, or one test of it, as pytest wants it named."""
-    (path,) = (ROOT / "tests").rglob(f"test_{module}.py")
-    return str(path.relative_to(ROOT)) + (f"::{test}" if test else "")
+def run_mutants(mutants: list[Mutant], workers: int) -> Iterator[Mutant]:
+    """Fill in the outcomes, in `workers` copies of the tree; yield each mutant when it is done."""
+    trees: queue.SimpleQueue[pathlib.Path] = queue.SimpleQueue()
 
+    def run(mutant: Mutant, timeout: float) -> Mutant:
+        tree = trees.get()
+        path = tree / "perpjax" / f"{mutant.module}.py"
+        original = path.read_text()
+        path.write_text(mutant.source)
+        mutant.outcome = run_suite(tree, name_tests(mutant.module), timeout, fill_cache=False)[0]
+        path.write_text(original)
+        trees.put(tree)
+        return mutant
 
-def work(tree: pathlib.Path, timeout: float, todo: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
-    """Run mutants in one copy of the tree until none is left. What goes wrong is handed on, not raised."""
-    try:
-        while True:
-            mutant = todo.get_nowait()
-            path, began = tree / "perpjax" / f"{mutant.module}.py", time.monotonic()
-            original = path.read_text()
-            path.write_text(mutant.source)
-            mutant.outcome, mutant.killer = run_suite(tree, name_tests(mutant.module), timeout, fill_cache=False)
-            mutant.seconds = round(time.monotonic() - began, 1)
-            path.write_text(original)
-            done.put(mutant)
-    except queue.Empty:
-        pass
-    except Exception as error:
-        done.put(error)
-
-
-def run_all(mutants: list[Mutant], workers: int) -> Iterator[Mutant]:
-    """Fill in the outcomes, in `workers` copies of the tree; yields each mutant when it is done."""
-    todo, done = queue.SimpleQueue(), queue.SimpleQueue()
-    for mutant in mutants:
-        todo.put(mutant)
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as folder:
-        trees = [pathlib.Path(folder) / str(i) for i in range(workers)]
-        for tree, name in itertools.product(trees, COPIED):
-            tree.mkdir(exist_ok=True)
-            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, tree / name)
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         os.environ |= QUICK | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
-        # What a mutant leaves as it was is compiled once, by the tests without a mutation.
-        with console.status("running the tests without a mutation"):
-            began = time.monotonic()
-            tests = dict.fromkeys(t for m in mutants for t in name_tests(m.module))
-            outcome, failed = run_suite(trees[0], list(tests), 3600, fill_cache=True)
+        for i in range(workers):
+            tree = pathlib.Path(folder) / str(i)
+            tree.mkdir()
+            for name in COPIED:
+                (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, tree / name)
+            trees.put(tree)
+        # Programs that a mutant does not change are compiled once, by the tests without a mutation.
+        began = time.monotonic()
+        tests = dict.fromkeys(test for m in mutants for test in name_tests(m.module))
+        outcome, failed = run_suite(tree, list(tests), 3600, fill_cache=True)
         if outcome != "survived":
             raise RuntimeError(f"the tests do not pass without a mutation: {failed}")
-        timeout = 60 + 5 * (time.monotonic() - began)
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-            bar = progress.add_task("mutants", total=len(mutants))
-            for tree in trees:
-                threading.Thread(target=work, args=(tree, timeout, todo, done), daemon=True).start()
-            for _ in mutants:
-                result = done.get()
-                if isinstance(result, Exception):
-                    raise result
-                progress.advance(bar)
-                if result.outcome == "survived":
-                    console.print(
-                        f"{result.module}:{result.line}\n- {result.before}\n+ {result.after}",
-                        markup=False,
-                        soft_wrap=True,
-                    )
-                yield result
+        limit = 60 + 5 * (time.monotonic() - began)
+        yield from pool.map(lambda m: run(m, limit), mutants)
 
 
-def save(mutants: list[Mutant], seconds: float, path: pathlib.Path) -> None:
-    """Write one line a mutant."""
-    rows = [{k: v for k, v in dataclasses.asdict(m).items() if k != "source"} for m in mutants]
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(f'{{"seconds": {seconds:.0f}, "mutants": [\n{lines}\n]}}\n')
-    partial.replace(path)
+def explain(survivors: list[Mutant]) -> tuple[int, list[Mutant]]:
+    """Return the number of explained survivors, and the others.
 
-
-def show(mutants: list[Mutant]) -> int:
-    """Print the table and the survivors; returns how many of those nobody has explained."""
-    console = Console(width=120)
-    groups = tomllib.loads((pathlib.Path(__file__).parent / "survivors.toml").read_text())["equivalent"]
-    reasons = {(g["module"], g["before"], after): g["why"] for g in groups for after in g["after"]}
-    table = Table("module", "mutants", "killed", "timeouts", "survived", "explained", "killed %")
-    for module in (*dict.fromkeys(m.module for m in mutants), "all"):
-        mine = [m for m in mutants if module in ("all", m.module)]
-        count = Counter(m.outcome for m in mine)
-        explained = sum(m.outcome == "survived" and m.identity in reasons for m in mine)
-        caught = count["killed"] + count["timeout"]
-        numbers = (len(mine), count["killed"], count["timeout"], count["survived"], explained)
-        table.add_row(module, *map(str, numbers), f"{100 * caught / len(mine):.1f}")
-    console.print(table)
-    survivors = [m for m in mutants if m.outcome == "survived"]
-    for m in survivors:
-        why = reasons.get(m.identity, "NOT EXPLAINED")
-        console.print(
-            f"\n{m.module}.py:{m.line}\n- {m.before}\n+ {m.after}\n  {why}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    return sum(m.identity not in reasons for m in survivors)
+    An entry of `survivors.toml` is `"function operator" = [count, reason]`, under its module. `*` stands for any name.
+    """
+    entries = tomllib.loads((pathlib.Path(__file__).parent / "survivors.toml").read_text())
+    left = {(module, key): count for module, rows in entries.items() for key, (count, _) in rows.items()}
+    unexplained = []
+    for mutant in survivors:
+        keys = [k for k in left if k[0] == mutant.module and left[k] and fnmatch.fnmatchcase(mutant.key, k[1])]
+        if keys:
+            left[keys[0]] -= 1
+        else:
+            unexplained.append(mutant)
+    return len(survivors) - len(unexplained), unexplained
 
 
 def main(args: Args) -> int:
-    """Make the mutants, run them, say what survived."""
+    """Make the mutants, run them, and print a table; return the exit status."""
     if unknown := set(args.modules) - set(FIRST):
         raise ValueError(f"no tests are named for {sorted(unknown)}; modules are {sorted(FIRST)}")
-    if args.out == RESULT and (args.sample or set(args.modules) != set(FIRST)):
-        raise ValueError(f"{RESULT.name} is the record of a whole run; give --out for a part of one")
-    mutants, seconds = [m for module in args.modules for m in make_mutants(module)], 0.0
-    todo = mutants
+    mutants = [m for module in args.modules for m in make_mutants(module)]
     if args.sample:
-        todo = mutants = random.Random(0).sample(mutants, min(args.sample, len(mutants)))
-    if args.again:
-        told = json.loads(args.out.read_text())
-        old, seconds = {(m["module"], m["before"], m["after"]): m for m in told["mutants"]}, told["seconds"]
-        for m in mutants:
-            known = old.get(m.identity, {})
-            m.outcome, m.killer, m.seconds = (known.get(name, "") for name in ("outcome", "killer", "seconds"))
-        todo = [m for m in mutants if m.outcome in ("", "survived")]
-    began = time.monotonic()
-    for _ in run_all(todo, args.workers) if todo else ():
-        save(mutants, seconds + time.monotonic() - began, args.out)
-    return min(show(mutants), 1)
+        mutants = random.Random(0).sample(mutants, min(args.sample, len(mutants)))
+    console = Console(width=120)
+    for mutant in track(run_mutants(mutants, args.workers), "mutants", total=len(mutants)):
+        if mutant.outcome == "survived":
+            console.print(f"survived: {mutant.module}.py:{mutant.line} {mutant.key}", markup=False)
+    table = Table("module", "mutants", "killed", "timeouts", "survived")
+    for module in (*args.modules, "all"):
+        count = Counter(m.outcome for m in mutants if module in ("all", m.module))
+        table.add_row(module, *map(str, (count.total(), count["killed"], count["timeout"], count["survived"])))
+    explained, unexplained = explain([m for m in mutants if m.outcome == "survived"])
+    console.print(table, f"{explained} survivors are explained; these are not:" if unexplained else "")
+    for m in unexplained:
+        console.print(f"{m.module}.py:{m.line} {m.key}", markup=False)
+    if args == Args(workers=args.workers):
+        killed = count["killed"] + count["timeout"]
+        row = {"mutants": len(mutants), "killed": killed, "explained": explained, "unexplained": len(unexplained)}
+        save(RESULTS / "mutation.json", "benchmarks.mutation", [row])
+    return min(len(unexplained), 1)
 
 
 if __name__ == "__main__":

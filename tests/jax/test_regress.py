@@ -1,5 +1,6 @@
-"""The comparison of two commits, without timing anything."""
+"""Sides timed in turn, and the comparison of two commits, without timing a step."""
 
+import functools
 import io
 import os
 import pathlib
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import regress
+from benchmarks.harness import Apart, take_turns
 from benchmarks.regress import Args, Timing, compare, export, run_timed, show, speedup
 
 
@@ -58,26 +60,34 @@ def test_an_unknown_commit_is_one_line(repository, capsys, commit):
     assert ended.value.code == 2 and commit in error
 
 
-def test_rounds_alternate_and_the_ratio_is_that_of_neighbours(repository):
-    """The machine gets slower by a second a call; the second commit takes half of what the first would."""
+def test_rounds_alternate_and_a_ratio_is_that_of_neighbours(repository):
+    """The machine gets slower by a second a call; the second commit takes half the time of the first."""
     seen, trees = [], set()
 
-    def measure(tree: pathlib.Path, args: Args) -> Timing:
-        seen.append("second" if "second" in read(tree) else "first")
+    def measure(tree: pathlib.Path, num_envs: int, args: Args) -> Timing:
+        seen.append((num_envs, "second" if "second" in read(tree) else "first"))
         trees.add(tree)
-        slow = 1.0 + len(seen)
-        return Timing("", 3.0, [slow / 2 if seen[-1] == "second" else slow] * 2 + [1000.0 * slow])
+        slow = 1.0 + (len(seen) - 1) % 6 + 1
+        return Timing("", 3.0, [slow / 2 if seen[-1][1] == "second" else slow] * 2 + [1000.0 * slow])
 
-    args = Args("first", "second", rounds=3)
-    pairs = list(compare(args, measure))
-    assert seen == ["first", "second"] * 3
+    args = Args("first", "second", num_envs=(64, 4096), rounds=3)
+    rounds = list(compare(args, measure))
+    assert seen == [(64, "first"), (64, "second")] * 3 + [(4096, "first"), (4096, "second")] * 3
     # 2 / (3 / 2), 4 / (5 / 2), 6 / (7 / 2); one outlier of three calls changes nothing.
-    assert [speedup(p) for p in pairs] == pytest.approx([4 / 3, 8 / 5, 12 / 7])
+    assert [speedup(pair) for _, pair in rounds] == pytest.approx([4 / 3, 8 / 5, 12 / 7] * 2)
     assert not any(tree.exists() for tree in trees)
+
+
+def test_the_mean_is_geometric_over_the_medians_of_the_sizes():
+    def pair(ratio: float) -> tuple[Timing, Timing]:
+        return Timing("", 2.0, [ratio]), Timing("", 1.0, [1.0])
+
     told = io.StringIO()
-    show(args, iter(pairs), Console(file=told, width=80))
-    assert "second over first" in told.getvalue() and "1.600" in told.getvalue()
-    assert "1.333 .. 1.714" in told.getvalue()
+    rounds = [(64, pair(x)) for x in (0.5, 4.0, 9.0)] + [(4096, pair(x)) for x in (1.0, 1.0, 7.0)]
+    show(Args("first", "second", rounds=3), iter(rounds), Console(file=told, width=90))
+    lines = [line.split() for line in told.getvalue().splitlines()]
+    assert ["64", "4.000", "2.250", "..", "6.500", "0.500", "..", "9.000", "2.000"] in lines
+    assert "second over first" in told.getvalue() and told.getvalue().strip().endswith("medians: 2.000")
 
 
 def test_a_process_that_imports_another_package_is_an_error(tmp_path, monkeypatch):
@@ -87,19 +97,49 @@ def test_a_process_that_imports_another_package_is_an_error(tmp_path, monkeypatc
     )
     monkeypatch.setattr(regress.inspect, "getsource", lambda _: program)
     with pytest.raises(RuntimeError, match=r"imported /elsewhere\.py"):
-        run_timed(tmp_path, Args("a", "b"))
+        run_timed(tmp_path, 2, Args("a", "b"))
 
 
 def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(regress.inspect, "getsource", lambda _: "raise OSError('no such dataset')")
     with pytest.raises(RuntimeError, match="no such dataset"):
-        run_timed(tmp_path, Args("a", "b"))
+        run_timed(tmp_path, 2, Args("a", "b"))
 
 
 def test_the_timed_program_runs_on_this_tree_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # it compiles for longer than it runs
     monkeypatch.chdir(regress.ROOT)  # whose package must not be imported instead
     tree = export(".", tmp_path / "tree")
-    timing = run_timed(tree, Args(".", ".", num_envs=2, steps=1, calls=3))
+    timing = run_timed(tree, 2, Args(".", ".", steps=1, calls=3))
     assert pathlib.Path(timing.package) == tree / "perpjax" / "__init__.py"
     assert len(timing.seconds) == 3 and timing.compile_seconds > 0
+
+
+def test_the_first_turn_does_not_count():
+    calls = []
+
+    def read_clock(name: str, seconds: float) -> float:
+        calls.append(name)
+        return seconds * len(calls)
+
+    seconds = take_turns({"a": lambda: read_clock("a", 1.0), "b": lambda: read_clock("b", 10.0)}, 2)
+    assert "".join(calls) == "ababab"
+    assert seconds == {"a": [3.0, 5.0], "b": [40.0, 60.0]}
+
+
+def refuse() -> float:
+    raise ValueError("nothing to time")
+
+
+def make_clocks(name: str) -> dict:
+    """Clocks that tell a variable of their process, refuse, and end it."""
+    return {"variable": lambda: float(os.environ[name]), "refuse": refuse, "end": lambda: os._exit(3)}
+
+
+def test_a_process_apart_has_its_own_environment_and_hands_on_its_errors():
+    make = functools.partial(make_clocks, "PERPJAX_TEST")
+    with Apart(make, PERPJAX_TEST="7") as clocks, pytest.raises(ValueError, match="nothing to time"):
+        assert clocks["variable"]() == 7.0 and "PERPJAX_TEST" not in os.environ
+        clocks["refuse"]()
+    with Apart(make) as clocks, pytest.raises(OSError, match="ended with status 3"):
+        clocks["end"]()

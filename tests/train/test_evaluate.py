@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from markets import FREE, crash_market, hand_market, order
 
-from benchmarks.synthetic_policies import Windows, tabulate
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, concatenate_markets
 from perpjax.rollout import play_windows
 from perpjax.rules.orders import MULTI_DISCRETE
@@ -129,15 +128,6 @@ def test_the_table_shows_a_dash_for_a_t_without_a_value(returns, cells, against,
     assert rows["trained"] == cells
     assert rows["hold"][2] == rows["random"][2] == "-"
     assert f"trained against random: {against}." in " ".join(out.split()) and "nan" not in out
-
-
-def test_the_table_of_policies_shows_a_dash_for_one_window():
-    def windows(*returns: float) -> Windows:
-        return Windows(np.array(returns), np.array(returns), np.array(returns))
-
-    results = [{"oracle": {"val": windows(0.02), "test": windows(0.02, 0.04)}}]
-    one, two = (line.split() for line in tabulate(results).splitlines()[1:])
-    assert one[3:6] == ["2.00", "-", "-"] and two[3:6] == ["3.00", "1.41", "3.0"]
 
 
 def follow_by_hand(env: PerpEnv, actions: np.ndarray, start: int) -> dict[str, float]:

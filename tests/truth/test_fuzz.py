@@ -1,6 +1,6 @@
 """A million random steps, every one checked; and that each check finds what it is there for.
 
-python -m perpjax.audit.fuzz --steps 1_000_000_000      # the long form; last result in benchmarks/README.md
+python -m perpjax.audit.fuzz --steps 1_000_000_000      # the long form; last result in benchmarks/RESULTS.md
 """
 
 import dataclasses

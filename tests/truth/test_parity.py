@@ -1,6 +1,6 @@
 """The simulator against the float64 twin, which is written from SPEC alone: every event, level and flag, every step.
 
-python -m perpjax.audit.parity --episodes 10000      # the long form; last result in benchmarks/README.md
+python -m perpjax.audit.parity --episodes 10000      # the long form; last result in benchmarks/RESULTS.md
 """
 
 import dataclasses
