@@ -254,7 +254,7 @@ def estimate(kernels: list[Kernel]) -> float:
 
 def make_env(env: AutoReset) -> VecEnv:
     """Return the batch of environments, for a GPU."""
-    return VecEnv(env)
+    return VecEnv(env, platform="cuda")
 
 
 def reset(env: AutoReset, key: Array, num_envs: int) -> State:

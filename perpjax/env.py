@@ -21,13 +21,16 @@ from perpjax.rules.exits import BarTotals, LiveThrough, open_lot, realise
 from perpjax.rules.intrabar import signed_paths
 from perpjax.rules.margin import Opening, SettleAndCheck, liquidation_ticks
 from perpjax.rules.observation import ACCOUNT_FEATURES, observe_account, observe_nothing, scale_features
-from perpjax.rules.orders import CLOSE, ActionLike, Order, check_action, decode
+from perpjax.rules.orders import CLOSE, ActionLike, check_action, decode
 from perpjax.rules.rewards import REWARDS, Outcome
-from perpjax.rules.risk import Exposure, Proposal, Review, is_ruined, judge, propose
+from perpjax.rules.risk import Exposure, Review, is_ruined, review
 from perpjax.state import Account, Money, State, account_side, add, open_account, post
-from perpjax.vec import env_axes, step_rows, with_slot_axis
-from perpjax.xla import Target, batched_by, default_platform, over_lots
+from perpjax.vec import VecEnv, env_axes, step_rows, with_slot_axis
+from perpjax.xla import Target, batched_by, by_row, default_platform, in_chunks, over_lots
 from perpjax.xla.over_lots import NO_SLOT, Insert
+
+COSTS = ("slippage", "gap_losses", "forgiven")
+"""The ledger's sums that explain others and are not posted to the wallet."""
 
 
 @pytree(static=("config",), subclasses=True)
@@ -119,7 +122,8 @@ class PerpEnv:
           target: the program that the step becomes part of.
         """
         action = check_action(jnp.moveaxis(action, -1, 0), self.config, batch=True)
-        new, view = self.trade(state, action, target)
+        axes = env_axes(self), VecEnv.axes(state), -1
+        new, view = in_chunks(type(self).trade, self, state.replace(obs=None), action, target, axes)
         t = self.market.prefetch_known(new.t, view[0], target)
         return new.replace(obs=self._by_row(type(self).observe, target, (0, t), (-1, view)))
 
@@ -140,14 +144,14 @@ class PerpEnv:
         wallet = kernel(_pay)(wallet, (opening.funding, opening.losses))
 
         # 3. to 6. The order is decoded, sized and judged. A lot that opens has its levels before the first candle.
-        review = self._review(action, account, opening, wallet[0], bar, instrument, target)
-        entry = Insert(open_lot(review), jnp.where(review.opens, free_slot, NO_SLOT))
+        order = self._review(action, account, opening, wallet[0], bar, instrument, target)
+        entry = Insert(open_lot(order), jnp.where(order.opens, free_slot, NO_SLOT))
 
         # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
-        paths = kernel(signed_paths)(bar, review.side)
-        rule = LiveThrough(bar, paths, review, tick_value, params, config.intrabar)
-        lots, totals, _ = over_lots(rule, lots, target, insert=entry)
-        wallet = kernel(_pay)(wallet, (review.fee, totals.fees, totals.losses), (totals.realised,))
+        paths = kernel(functools.partial(signed_paths, by_row=by_row(target)))(bar, order.side)
+        rule = LiveThrough(bar, paths, order, tick_value, params, config.intrabar)
+        lots, totals, sums = over_lots(rule, lots, target, insert=entry, store_counts=True)
+        wallet = kernel(_pay)(wallet, (order.fee, totals.fees, totals.losses), (totals.realised,))
 
         # 10. Mark to market.
         equity = jnp.where(over, state.equity, wallet[0] + totals.unrealised * tick_value)
@@ -155,12 +159,12 @@ class PerpEnv:
         # 11. Reward and flags.
         terminated = jnp.where(over, state.terminated, is_ruined(equity, params))
         truncated = jnp.where(over, state.truncated, ~terminated & (t >= state.end))
-        posted = totals.realised - totals.fees - totals.losses - review.fee - opening.funding - opening.losses
+        posted = totals.realised - totals.fees - totals.losses - order.fee - opening.funding - opening.losses
         outcome = Outcome(
             change=posted + (totals.unrealised - opening.unrealised_before) * tick_value,
             before=state.equity,
             after=equity,
-            opened=review.opens,
+            opened=order.opens,
             liquidated=opening.liquidated + totals.liquidated,
             notional=totals.quantity * bar.mark_close[-1] * tick_value,
             move=bar.atr_after / bar.close[-1],
@@ -169,30 +173,37 @@ class PerpEnv:
         reward = jnp.where(over, 0, self._by_row(type(self).reward, target, (0, outcome)))
 
         view = kernel(functools.partial(_observe, slots=config.max_lots))(
-            totals, review.side, equity, bar, tick_value, params
+            totals, order.side, equity, bar, tick_value, params
         )
         amounts = {
-            "fees": review.fee + totals.fees,
+            "fees": order.fee + totals.fees,
             "funding": opening.funding,
             "realised": totals.realised,
             "liquidation_losses": opening.losses + totals.losses,
-            "traded_notional": review.notional + totals.notional,
-            "slippage": review.slippage(bar.open[0], tick_value) + totals.slippage,
+            "traded_notional": order.notional + totals.notional,
+            "slippage": order.slippage(bar.open[0], tick_value) + totals.slippage,
             "gap_losses": totals.gap_losses,
             "forgiven": totals.forgiven,
         }
         counts = {
-            "opened": review.opens,
+            "opened": order.opens,
             "liquidated": outcome.liquidated,
             **{name: getattr(totals, name) for name in ("stopped", "targets", "closed", "timed_out", "ambiguous")},
         }
-        # The ledger need not read the lots again.
-        view, equity, terminated, truncated, reward, amounts, counts = target.store(
-            (view, equity, terminated, truncated, reward, amounts, counts)
+        # The observation, the flags and the ledger need not read the lots again.
+        view, equity, terminated, truncated, reward, costs, words = target.store(
+            (view, equity, terminated, truncated, reward, [amounts[name] for name in COSTS], sums.words)
         )
+        tt = sums.replace(words=words).totals
+        counts = {
+            "opened": order.opens,
+            "liquidated": opening.liquidated + tt.liquidated,
+            **{name: getattr(tt, name) for name in ("stopped", "targets", "closed", "timed_out", "ambiguous")},
+        }
+        amounts |= dict(zip(COSTS, costs, strict=True))
         ledger = post(account.ledger, amounts, counts)
         codes = jnp.arange(ledger.refused.shape[0], dtype=jnp.int32).reshape(-1, *[1] * over.ndim)
-        refused = ledger.refused + (codes == jnp.where(over, -1, review.verdict))
+        refused = ledger.refused + (codes == jnp.where(over, -1, order.verdict))
         new = state.replace(
             t=t,
             obs=None,
@@ -214,28 +225,24 @@ class PerpEnv:
         instrument: Instrument,
         target: Target,
     ) -> Review:
-        """`risk.review` of an action, in three kernels. The order finds the account after the opening check."""
+        """`risk.review` of an action. The order finds the account after the opening check."""
         params, config, kernel = self.params, self.config, target.own_kernel
         held_before = account_side(account.lots) if config.opposite == "close" else None
 
-        def read() -> tuple[Order, Exposure]:
+        @kernel
+        def review_order(action: Array) -> Review:
             order = decode(action, params, config)
             if held_before is not None:  # a direction against the lots held before the check is a close
                 closes = order.direction * held_before < 0
                 order = order._replace(direction=jnp.where(closes, CLOSE, order.direction))
             equity = wallet + opening.unrealised * instrument.tick_value
-            return order, Exposure(opening.held, config.max_lots, opening.side, wallet, equity, opening.margin)
+            exposure = Exposure(opening.held, config.max_lots, opening.side, wallet, equity, opening.margin)
+            return review(
+                order, exposure, bar.open[0], bar.mark_open[0], bar.is_valid(0), bar.atr, instrument, params,
+                liquidation=kernel(liquidation_ticks),
+            )  # fmt: skip
 
-        def size_order() -> Proposal:
-            return propose(*read(), bar.open[0], bar.atr, instrument, params)
-
-        def judge_order(lot: Proposal, liquidation: Array) -> Review:
-            order, exposure = read()
-            return judge(order, lot, liquidation, exposure, bar.mark_open[0], bar.valid[0], instrument, params)
-
-        lot = kernel(size_order)()
-        liquidation = kernel(liquidation_ticks)(lot.side, lot.entry, lot.quantity, lot.margin, instrument)
-        return kernel(judge_order)(lot, liquidation)
+        return review_order(action)
 
     def reward(self, outcome: Outcome) -> Float[Array, ""]:
         """The reward of one step; `EnvConfig.reward` names the function. A subclass may have its own."""

@@ -37,6 +37,10 @@ class Lots:
     """The axis of the slots (static): -2 in the state of a `VecEnv`."""
 
 
+LOT_FIELDS = ("side", "quantity", "entry", "margin", "leverage", "stop", "target", "liquidation", "age")
+"""The arrays of `Lots`."""
+
+
 @pytree
 class Ledger:
     """The sums and counts since reset. Money in quote currency, as compensated (two-float) sums."""

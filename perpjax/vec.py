@@ -14,7 +14,7 @@ from perpjax._pytree import pytree
 from perpjax.params import EnvParams
 from perpjax.rules.orders import ActionLike, to_array
 from perpjax.state import Ledger, Lots, State
-from perpjax.xla import Target, batched_by, default_platform, differentiable, map_axes, where_rows
+from perpjax.xla import Target, batched_by, default_platform, differentiable, where_rows
 
 T = TypeVar("T")
 
@@ -26,9 +26,9 @@ CHUNKED = 16 * CHUNK
 class Env(Protocol):
     """The environment in a wrapper: `PerpEnv`, or another wrapper with its `reset` and `step`.
 
-    A wrapper is a pytree and holds the environment in the field `env`. The innermost environment may have a
-    `liquidation_value(state)`; without it an episode's is its equity. It may have a `step_batch(state, action, target)`
-    that steps a whole batch; without it `VecEnv` uses `jax.vmap`.
+    A wrapper is a pytree and holds the environment in the field `env`. The innermost environment may have two methods
+    more. `liquidation_value(state)`, of a state without its ledger: without it an episode's is its equity.
+    `step_batch(state, action, target)`, which steps a whole batch: without it `VecEnv` uses `jax.vmap`.
     """
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State: ...
@@ -138,20 +138,25 @@ class AutoReset:
           The state, and the liquidation value of the episode that is done (equity elsewhere).
         """
         kept = {name: getattr(state, name) for name in ("key", "reward", "terminated", "truncated")}
-        without, axis = dict.fromkeys(kept), state.account.lots.slot_axis
-        old = with_slot_axis(state.replace(**without), -1), state.equity
+        without, axis, ledger = dict.fromkeys(kept), state.account.lots.slot_axis, state.account.ledger
+
+        def strip(state: State) -> State:
+            return state.replace(**without, account=state.account.replace(ledger=None))
 
         def begin(old: tuple[State, Array], env: Env, key: Array, number: Array) -> tuple[State, Array]:
-            fresh = _plain(env.reset(jax.random.fold_in(key, number)), **without)
-            inner = unwrapped(env)
+            fresh, inner = strip(_plain(env.reset(jax.random.fold_in(key, number)))), unwrapped(env)
             return fresh, inner.liquidation_value(old[0]) if hasattr(inner, "liquidation_value") else old[1]
 
+        old = with_slot_axis(strip(state), -1), state.equity
         if target.num_envs is None:
             fresh, value = lax.cond(done, begin, lambda old, *_: old, old, self.env, state.key, number)
         else:
             env, axes = self.env.env, (VecEnv.axes(old), env_axes(self.env.env), 0, 0)
             fresh, value = where_rows(done, begin, old, env, state.key, number, target=target, axes=axes)
-        return with_slot_axis(fresh, axis).replace(**kept), value
+        # A fresh ledger is all zeros. The episode keeps the old one, so a select costs no more than the copy would.
+        ledger = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), ledger)
+        fresh = fresh.replace(**kept, account=fresh.account.replace(ledger=ledger))
+        return with_slot_axis(fresh, axis), value
 
 
 @pytree(static=("platform", "chunk_size"))
@@ -204,7 +209,7 @@ class VecEnv:
         _check_params(self.env, len(actions))
         key, state = state.key, with_slot_axis(state.replace(key=None), -1)
         if _steps_batches(self.env):
-            new = _step_batch(self.target(state), self._chunk(state))(self.env, state, actions)
+            new = _step_batch(self.target(state))(self.env, state, actions)
         else:
             axes = self.axes(state)
             step = jax.vmap(lambda env, *args: env.step(*args), (env_axes(self.env), axes, 0), axes)
@@ -212,16 +217,17 @@ class VecEnv:
         return with_slot_axis(new.replace(key=key), -2)
 
     def target(self, state: State) -> Target:
-        """The program of one step of these environments."""
-        return Target(self.platform or default_platform(), state.t.shape[0])
+        """The program of one step of these environments.
 
-    def _chunk(self, state: State) -> int | None:
-        size, chunk = state.t.shape[0], self.chunk_size
+        Raises:
+          ValueError: if `chunk_size` does not divide their number.
+        """
+        platform, size, chunk = self.platform or default_platform(), state.t.shape[0], self.chunk_size
         if chunk is not None and size % chunk:
             raise ValueError(f"chunk_size {chunk} does not divide the number of environments, {size}")
-        if chunk is None and self.target(state).on_cpu and size >= CHUNKED and size % CHUNK == 0:
+        if chunk is None and platform == "cpu" and size >= CHUNKED and size % CHUNK == 0:
             chunk = CHUNK
-        return None if chunk == size else chunk
+        return Target(platform, size, None if chunk == size else chunk)
 
     @staticmethod
     def axes(state: T) -> T:
@@ -336,37 +342,13 @@ def _steps_batches(env: Env) -> bool:
 
 
 @functools.cache
-def _step_batch(target: Target, chunk: int | None) -> Callable[[Env, State, Array], State]:
+def _step_batch(target: Target) -> Callable[[Env, State, Array], State]:
     """The compiled step of a batch; it has derivatives."""
 
-    def step(env: Env, state: State, action: Array) -> State:
-        if chunk is None:
-            return env.step_batch(state, action, target)
-        return _in_chunks(chunk, target, env, state, action)
+    def step(target: Target) -> Callable[[Env, State, Array], State]:
+        return lambda env, state, action: env.step_batch(state, action, target)
 
-    def without_loops(env: Env, state: State, action: Array) -> State:
-        return env.step_batch(state, action, dataclasses.replace(target, loops=False))
-
-    return jax.jit(differentiable(step, without_loops))
-
-
-def _in_chunks(chunk: int, target: Target, env: Env, state: State, action: Array) -> State:
-    """So many environments after so many, the whole state changed in place."""
-    small, axes = dataclasses.replace(target, num_envs=chunk), VecEnv.axes(state)
-
-    def do_some(i: Array, state: State) -> State:
-        def cut(axis: int, x: Array) -> Array:
-            return lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis)
-
-        def put(axis: int, whole: Array, new: Array, old: Array) -> Array:
-            return whole if new is old else lax.dynamic_update_slice_in_dim(whole, new, i * chunk, axis)
-
-        # All that is read of the state is read in one kernel, so XLA keeps no copy of the old numbers.
-        old = target.own_kernel(functools.partial(map_axes, cut, axes))(state)
-        new = map_axes(cut, env_axes(env), env).step_batch(old, cut(0, action), small)
-        return map_axes(put, axes, state, new, old)
-
-    return lax.fori_loop(0, state.t.shape[0] // chunk, do_some, state)
+    return jax.jit(differentiable(step(target), step(dataclasses.replace(target, chunk=None, loops=False))))
 
 
 @functools.cache

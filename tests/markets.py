@@ -36,7 +36,6 @@ HAND = Instrument(
 FREE = EnvParams(taker_fee=0.0, slippage_base=0.0, slippage_atr=0.0, stop_depth=0.0)
 CONFIG = EnvConfig(max_lots=3, episode_length=6)
 HOLD = np.zeros(5, np.int32)
-MONEY = SUMS
 
 step = jax.jit(PerpEnv.step)
 reset = jax.jit(lambda env, start: env.reset(jax.random.key(0), start))
@@ -214,7 +213,7 @@ def assert_same_states(got: State, wanted: State) -> None:
     def split(state: State) -> tuple[State, list[np.ndarray]]:
         ledgers = [state.account.ledger, *([state.episode.ledger] if hasattr(state, "episode") else [])]
         lows = [state.account.wallet_low, *(low for ledger in ledgers for low in ledger.low)]
-        highs = [state.account.wallet, *(getattr(x, name) for x in ledgers for name in MONEY)]
+        highs = [state.account.wallet, *(getattr(x, name) for x in ledgers for name in SUMS)]
         sums = [np.float64(high) + np.float64(low) for high, low in zip(highs, lows, strict=True)]
         account = state.account.replace(wallet_low=None, ledger=ledgers[0].replace(low=None))
         rest = state.replace(account=account, key=jax.random.key_data(state.key))

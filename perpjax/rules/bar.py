@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from perpjax._arrays import fold
 from perpjax._pytree import pytree
 
 
@@ -14,6 +15,7 @@ class Bar:
 
     Attributes:
       columns: the row of `Market.rows`, up to the ATR after the bar. Every property is a slice of it.
+        Of a batch it may be any sequence of rows with the batch on their last axis.
       halted: True if the episode is over: nothing trades and no funding settles.
       candles_per_bar: K, static.
       has_mark: False if the market stores no mark candles (static). The last price is then the mark.
@@ -31,7 +33,7 @@ class Bar:
         return self._cut(slice(number * k, (number + 1) * k))
 
     def _cut(self, columns: slice | int) -> Float[Array, "..."]:
-        return self.columns[(..., columns, *[slice(None)] * (-1 - self.axis))]
+        return self.columns[..., columns] if self.axis == -1 else self.columns[columns]
 
     @property
     def open(self) -> Float[Array, "K ..."]:
@@ -74,9 +76,22 @@ class Bar:
         return self._series(7 if self.has_mark else 3)
 
     @property
+    def traded(self) -> Float[Array, "K ..."]:
+        """Above 0 where the candle exists and something traded in it."""
+        return self._series(8 if self.has_mark else 4)
+
+    @property
     def valid(self) -> Bool[Array, "K ..."]:
         """False where the candle is missing or nothing traded: no fill, no trigger."""
-        return (self._series(8 if self.has_mark else 4) > 0) & ~jnp.expand_dims(self.halted, self.axis)
+        return (self.traded > 0) & ~jnp.expand_dims(self.halted, self.axis)
+
+    def is_valid(self, candle: int) -> Bool[Array, "..."]:
+        """`valid` of one candle."""
+        return (self._cut((8 if self.has_mark else 4) * self.candles_per_bar + candle) > 0) & ~self.halted
+
+    def any_valid(self) -> Bool[Array, "..."]:
+        """Whether any candle is valid."""
+        return (fold(jnp.maximum, self.traded) > 0) & ~self.halted
 
     @property
     def funding_rate(self) -> Float[Array, "..."]:

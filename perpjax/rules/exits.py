@@ -7,20 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from perpjax._arrays import any_of
 from perpjax.params import EnvParams, Intrabar
 from perpjax.rules.bar import Bar
 from perpjax.rules.execution import fill_exit, fill_stop
 from perpjax.rules.intrabar import ExitReason, Paths, at_candle, first_touch
 from perpjax.rules.risk import Review, is_due
-from perpjax.state import Lots, gain
+from perpjax.state import LOT_FIELDS, Lots, gain
 
 
 def open_lot(review: Review) -> Lots:
     """The lot of an accepted order."""
     return Lots(
         review.side, review.quantity, review.entry, review.margin, review.leverage, review.stop, review.target,
-        review.liquidation, age=jnp.zeros_like(review.verdict),
+        review.liquidation, age=jnp.int32(0),
     )  # fmt: skip
 
 
@@ -115,6 +114,8 @@ class LiveThrough:
     params: EnvParams
     intrabar: Intrabar
 
+    fields = LOT_FIELDS
+
     @property
     def decide(self):
         return self.outcome, self.trigger, self.fill
@@ -123,7 +124,7 @@ class LiveThrough:
         """The reason and the candle of its end, if it ends."""
         bar, side, held, closes = self.bar, self.review.side, lot.quantity > 0, self.review.closes
         touch = first_touch(self.paths, bar, lot, side, self.intrabar)
-        due = held & is_due(lot.age + 1, self.params) & any_of(bar.valid)
+        due = held & is_due(lot.age + 1, self.params) & bar.any_valid()
         reason = jnp.where((touch.reason == ExitReason.NONE) & due, ExitReason.TIMED_OUT, touch.reason)
         # A resting stop or target that the first open has reached is filled before the order that comes there.
         opened = side * bar.open[0]

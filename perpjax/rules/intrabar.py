@@ -2,6 +2,7 @@
 
 import enum
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -35,13 +36,16 @@ class Touch(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """The candles of a bar times the side of an account: down is adverse for long and short alike."""
+    """The candles of a bar times the side of an account: down is adverse for long and short alike.
 
-    worst: Float[Array, "K ..."]
+    Each is a sequence of K arrays [...].
+    """
+
+    worst: Sequence[Float[Array, "..."]]
     """Lowest price of each candle; +inf if the candle is not valid."""
-    best: Float[Array, "K ..."]
+    best: Sequence[Float[Array, "..."]]
     """Highest price; -inf if the candle is not valid."""
-    mark_worst: Float[Array, "K ..."] | None
+    mark_worst: Sequence[Float[Array, "..."]] | None
     """None if the last price is the mark."""
 
 
@@ -57,17 +61,25 @@ def resolve(bar: Bar, lots: Lots, side: Float[Array, "..."], rule: Intrabar) -> 
     return first_touch(signed_paths(bar, side), bar, lots, side, rule)
 
 
-def signed_paths(bar: Bar, side: Float[Array, "..."]) -> Paths:
-    """The extremes of a bar's candles, seen from one side."""
+def signed_paths(bar: Bar, side: Float[Array, "..."], by_row: Callable = lambda function: function) -> Paths:
+    """The extremes of a bar's candles, seen from one side.
+
+    Args:
+      by_row: applies a function of one candle to all of them; by default it broadcasts.
+    """
 
     def sign(of_long: Array, of_short: Array, unreachable: float) -> Array:
-        return jnp.where(bar.valid, side * jnp.where(side > 0, of_long, of_short), unreachable)
+        def signed(traded: Array, of_long: Array, of_short: Array) -> Array:
+            valid = (traded > 0) & ~bar.halted
+            return jnp.where(valid, side * jnp.where(side > 0, of_long, of_short), unreachable)
+
+        return by_row(signed)(bar.traded, of_long, of_short)
 
     mark_worst = sign(bar.mark_low, bar.mark_high, jnp.inf) if bar.has_mark else None
     return Paths(sign(bar.low, bar.high, jnp.inf), sign(bar.high, bar.low, -jnp.inf), mark_worst)
 
 
-def at_candle(path: Float[Array, "K ..."], candle: Int[Array, "lots ..."]) -> Float[Array, "lots ..."]:
+def at_candle(path: Sequence[Float[Array, "..."]], candle: Int[Array, "lots ..."]) -> Float[Array, "lots ..."]:
     """The price of each lot's candle. K is small and static: the chain of selects fuses."""
     first = jnp.broadcast_to(path[0], candle.shape)
     return functools.reduce(lambda x, k: jnp.where(candle == k, path[k], x), range(1, len(path)), first)

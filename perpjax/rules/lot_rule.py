@@ -10,7 +10,12 @@ class LotRule(Protocol):
     """One moment of a bar, for one lot. `xla.over_lots` applies it to every lot of an account.
 
     The lot's fields may have any shape [...]: a rule only broadcasts.
+
+    Attributes:
+      fields: names of the fields of a lot that the rule reads or changes. The others are None in its lots.
     """
+
+    fields: tuple[str, ...]
 
     @property
     def decide(self) -> tuple[Callable[..., Any], ...]:

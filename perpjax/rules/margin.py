@@ -135,6 +135,8 @@ class SettleAndCheck:
     bar: Bar
     instrument: Instrument
 
+    fields = ("side", "quantity", "entry", "margin", "liquidation")
+
     @property
     def decide(self):
         return self.settle, self.is_liquidated
@@ -150,7 +152,7 @@ class SettleAndCheck:
     def is_liquidated(self, lot: Lots, settled: tuple[Array, Array, Array]) -> Bool[Array, "..."]:
         """Whether the mark open is at or past its liquidation price."""
         _, _, level = settled
-        return (lot.quantity > 0) & self.bar.valid[0] & at_liquidation(lot.side, self.bar.mark_open[0], level)
+        return (lot.quantity > 0) & self.bar.is_valid(0) & at_liquidation(lot.side, self.bar.mark_open[0], level)
 
     def apply(self, lot: Lots, settled: tuple[Array, Array, Array], liquidated: Array) -> tuple[Lots, Opening]:
         """The lot after the open of the bar."""

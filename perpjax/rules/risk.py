@@ -1,5 +1,6 @@
 """Every limit, once: the environment, the baselines and a live runner all ask `review`."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -130,6 +131,7 @@ def review(
     atr: Float[Array, "..."],
     instrument: Instrument,
     params: EnvParams,
+    liquidation: Callable = liquidation_ticks,
 ) -> Review:
     """Judge one order at the open of a bar, and size it.
 
@@ -140,10 +142,11 @@ def review(
       mark: mark open of that candle, ticks.
       tradable: whether that candle is valid.
       atr: known at the open, ticks.
+      liquidation: `liquidation_ticks`, or the same compiled in another way.
     """
     lot = propose(order, account, price, atr, instrument, params)
-    liquidation = liquidation_ticks(lot.side, lot.entry, lot.quantity, lot.margin, instrument)
-    return judge(order, lot, liquidation, account, mark, tradable, instrument, params)
+    level = liquidation(lot.side, lot.entry, lot.quantity, lot.margin, instrument)
+    return judge(order, lot, level, account, mark, tradable, instrument, params)
 
 
 def propose(

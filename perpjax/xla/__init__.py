@@ -5,7 +5,9 @@
 
 from perpjax.xla.kernels import Target, default_platform
 from perpjax.xla.over_lots import over_lots
-from perpjax.xla.rows import map_axes, where_rows
+from perpjax.xla.rows import by_row, in_chunks, where_rows
 from perpjax.xla.transforms import batched_by, differentiable
 
-__all__ = ["Target", "batched_by", "default_platform", "differentiable", "map_axes", "over_lots", "where_rows"]
+__all__ = [
+    "Target", "batched_by", "by_row", "default_platform", "differentiable", "in_chunks", "over_lots", "where_rows",
+]  # fmt: skip

@@ -31,11 +31,13 @@ class Target:
     Attributes:
       platform: "cpu"; anything else counts as a GPU.
       num_envs: size of the batch; None for one environment without a batch axis.
+      chunk: environments that are stepped at a time; None for all of them.
       loops: False if the program must have a reverse-mode derivative, which a loop of unknown length lacks.
     """
 
     platform: str
     num_envs: int | None = None
+    chunk: int | None = None
     loops: bool = True
 
     @property

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from perpjax._arrays import fold
 from perpjax._pytree import pytree
 from perpjax.rules.lot_rule import LotRule
-from perpjax.state import Lots
+from perpjax.state import LOT_FIELDS, Lots
 from perpjax.xla.kernels import Target
 
 NO_SLOT = 2**30
@@ -35,7 +35,7 @@ class Insert(NamedTuple):
 
 
 def over_lots(
-    rule: LotRule, lots: Lots, target: Target, insert: Insert | None = None
+    rule: LotRule, lots: Lots, target: Target, insert: Insert | None = None, store_counts: bool = False
 ) -> tuple[Lots, Any, Int[Array, "..."] | None]:
     """Apply a rule to every lot of every account.
 
@@ -45,11 +45,17 @@ def over_lots(
     Args:
       lots: fields of [lots, ...].
       insert: a lot that opens.
+      store_counts: whether a GPU keeps the counts in memory, for kernels that do not read the lots.
 
     Returns:
       The lots; the account's totals, with counts in place of flags; and its lowest free slot (None with `insert`).
     """
-    lots, sums = (_slot_by_slot if target.slot_by_slot else _all_at_once)(rule, lots, target, insert)
+    others = {name: getattr(lots, name) for name in LOT_FIELDS if name not in rule.fields}
+    apply = _slot_by_slot if target.slot_by_slot else _all_at_once
+    lots, sums = apply(rule, lots.replace(**dict.fromkeys(others)), target, insert)
+    lots = lots.replace(**others)
+    if store_counts:
+        return lots, sums.totals, sums
     return lots, sums.totals, sums.free
 
 
@@ -126,8 +132,7 @@ def _slot_by_slot(rule: LotRule, lots: Lots, target: Target, insert: Insert | No
     def visit(lots: Lots, slot: Array) -> tuple[_Sums, dict[str, Array]]:
         lot = read_slot(lots, slot)
         new, share = _apply(rule, lot, _decide(rule, lot, target, lambda lot: lot), slot, slots, insert)
-        fields = {name: x for name, x in vars(new).items() if isinstance(x, jax.Array)}
-        return share, {n: x for n, x in fields.items() if insert or x is not getattr(lot, n)}
+        return share, {n: getattr(new, n) for n in rule.fields if insert or getattr(new, n) is not getattr(lot, n)}
 
     def visit_next(carry: tuple) -> tuple:
         slot, lots, sums = carry
@@ -163,25 +168,30 @@ def _all_at_once(rule: LotRule, lots: Lots, target: Target, insert: Insert | Non
     for i in range(0, len(leaves), RESULTS):
         some = target.own_kernel(lambda *args, i=i: jax.tree.leaves(add_up(*args))[i : i + RESULTS])
         sums += some(lots, facts)
-    new = rule.apply(read(lots, _slot_numbers(lots)), *facts)[0]
+    new = rule.apply(read(lots, _slot_numbers(lots)), *_as_flags(facts))[0]
     return new, jax.tree.unflatten(tree, sums)
 
 
 def _decide(rule: LotRule, lots: Lots, target: Target, read: Callable[[Lots], Lots]) -> tuple:
-    """The facts about the lots, each in a kernel that reads the lots anew."""
-    facts = ()
+    """The facts about the lots, each in a kernel that reads the lots anew. A flag is stored as a byte."""
+    stored = ()
     for decision in rule.decide:
 
-        def find(lots: Lots, facts: tuple, decision: Callable = decision) -> Any:
-            return decision(read(lots), *facts)
+        def find(lots: Lots, stored: tuple, decision: Callable = decision) -> Any:
+            fact = decision(read(lots), *_as_flags(stored))
+            return jax.tree.map(lambda x: x.astype(jnp.int8) if x.dtype == bool else x, fact)
 
         find.__qualname__ = decision.__qualname__  # its name in profiles
-        facts = (*facts, target.own_kernel(find)(lots, facts))
-    return facts
+        stored = (*stored, target.own_kernel(find)(lots, stored))
+    return stored
+
+
+def _as_flags(stored: tuple) -> tuple:
+    return jax.tree.map(lambda x: x != 0 if x.dtype == jnp.int8 else x, stored)
 
 
 def _apply(rule: LotRule, lot: Lots, facts: tuple, slot: Any, slots: int, insert: Insert | None) -> tuple[Lots, _Sums]:
-    new, totals = rule.apply(lot, *facts)
+    new, totals = rule.apply(lot, *_as_flags(facts))
     free = None if insert else jnp.where(new.quantity > 0, NO_SLOT, slot)
     return new, _Sums.of(totals, free, slots)
 

@@ -1,5 +1,7 @@
 """Rows of large tables: gathers, prefetches, and functions of the few rows that ask for them."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,14 +10,58 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, UInt32
 
+from perpjax._pytree import pytree
 from perpjax.xla.kernels import Target
 
 T = TypeVar("T")
 
 LINE = 16
 """Floats of a cache line."""
+PAGE = 256
+"""Rows of so many floats, or a multiple, are padded: four of them are a page of memory."""
 LOOK = 4096
 """`where_rows` looks for the next row that asks among so many at a time."""
+
+
+@pytree(static=("size",))
+class PaddedRows:
+    """[rows, size], with a cache line more in each row; indexed by row or by a slice of rows.
+
+    Rows that lie a multiple of a page apart fall into the same sets of a CPU's cache and evict each other.
+    """
+
+    array: Num[Array, "rows padded"]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, rows: int | slice) -> Num[Array, "..."]:
+        if isinstance(rows, int) and rows >= len(self):
+            raise IndexError(rows)  # ends an iteration
+        return self.array[rows, ..., : self.size]
+
+
+def pad_rows(x: Num[Array, "rows ..."], target: Target) -> Num[Array, "rows ..."] | PaddedRows:
+    """The rows of a batch, padded if many environments on a CPU would read them a multiple of a page apart."""
+    if not target.slot_by_slot or x.shape[-1] % PAGE:
+        return x
+    return PaddedRows(jnp.pad(x, ((0, 0), (0, LINE))), x.shape[-1])
+
+
+def by_row(target: Target) -> Callable[[Callable[..., Array]], Callable[..., Any]]:
+    """Apply a function of one row to all rows of some arrays; the function must broadcast.
+
+    A CPU is given all rows at once, which is less code. A GPU is given one row after the other: it then computes each
+    number at its use and stores none.
+    """
+
+    def apply(function: Callable[..., Array]) -> Callable[..., Any]:
+        if target.on_cpu:
+            return lambda *rows: pad_rows(function(*rows), target)
+        return lambda *rows: jnp.stack([function(*row) for row in zip(*rows, strict=True)])
+
+    return apply
 
 
 def take_row(table: Num[Array, "rows width"], index: Int[Array, ""], columns: slice) -> Num[Array, "columns"]:
@@ -26,13 +72,13 @@ def take_row(table: Num[Array, "rows width"], index: Int[Array, ""], columns: sl
 
 def take_columns(
     table: Num[Array, "rows width"], index: Int[Array, "..."], columns: slice, target: Target
-) -> Num[Array, "columns ..."]:
+) -> Num[Array, "columns ..."] | PaddedRows:
     """Some columns of some rows."""
 
     @target.own_kernel
     def take(table: Array, index: Array) -> Array:
         row = jnp.vectorize(lambda i: take_row(table, i, columns), signature="()->(c)")
-        return jnp.moveaxis(row(index), -1, 0)
+        return pad_rows(jnp.moveaxis(row(index), -1, 0), target)
 
     return take(table, prefetch_row(table, index, columns, target))
 
@@ -123,6 +169,37 @@ def where_rows(
         return lax.while_loop(lambda carry: carry[0] > 0, do_row, (jnp.max(left), left, out))[2]
 
     return lax.fori_loop(0, len(places), do_some, otherwise)
+
+
+def in_chunks(
+    function: Callable[..., tuple[T, Array]], env: Any, state: T, action: Array, target: Target, axes: tuple
+) -> tuple[T, Array]:
+    """`function(env, state, action, target)` for `target.chunk` environments after so many; the state in place.
+
+    Args:
+      function: returns the state, and an array with the batch on the last axis.
+      axes: batch axes of the environment, of the state and of the actions, as `in_axes` of `jax.vmap`.
+    """
+    if target.chunk is None:
+        return function(env, state, action, target)
+    small = dataclasses.replace(target, num_envs=target.chunk, chunk=None)
+
+    def cut(first: Array, axes: Any, tree: Any) -> Any:
+        return map_axes(lambda axis, x: lax.dynamic_slice_in_dim(x, first, target.chunk, axis), axes, tree)
+
+    def do_some(i: Array, carry: tuple[T, Array]) -> tuple[T, Array]:
+        def put(axis: int, whole: Array, new: Array, old: Array | None = None) -> Array:
+            return whole if new is old else lax.dynamic_update_slice_in_dim(whole, new, first, axis)
+
+        first = i * target.chunk
+        # All that is read of the state is read in one kernel, so XLA keeps no copy of the old numbers.
+        old = target.own_kernel(lambda state: cut(first, axes[1], state))(carry[0])
+        new, more = function(cut(first, axes[0], env), old, cut(first, axes[2], action), small)
+        return map_axes(put, axes[1], carry[0], new, old), put(more.ndim - 1, carry[1], more)
+
+    shape = jax.eval_shape(functools.partial(function, target=target), env, state, action)[1]
+    more = jnp.zeros(shape.shape, shape.dtype)
+    return lax.fori_loop(0, target.num_envs // target.chunk, do_some, (state, more))
 
 
 def map_axes(function: Callable[..., Array], axes: Any, tree: T, *others: T) -> T:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from perpjax.rules.lot_rule import LotRule
-from perpjax.state import Lots, open_account
+from perpjax.state import LOT_FIELDS, Lots, open_account
 from perpjax.xla import Target, over_lots
 from perpjax.xla.over_lots import NO_SLOT, Insert
 
@@ -38,6 +38,8 @@ class Halve(LotRule):
     """Halves the quantity of a lot; one with less than 4 steps is gone."""
 
     price: jax.Array
+
+    fields = LOT_FIELDS
 
     @property
     def decide(self):
