@@ -21,11 +21,11 @@ from perpjax.rules.exits import BarTotals, LiveThrough, open_lot, realise
 from perpjax.rules.intrabar import signed_paths
 from perpjax.rules.margin import Opening, SettleAndCheck, liquidation_ticks
 from perpjax.rules.observation import ACCOUNT_FEATURES, observe_account, observe_nothing, scale_features
-from perpjax.rules.orders import CLOSE, ActionLike, check_action, decode
+from perpjax.rules.orders import CLOSE, ActionLike, Verdict, check_action, decode
 from perpjax.rules.rewards import REWARDS, Outcome
 from perpjax.rules.risk import Exposure, Review, is_ruined, review
 from perpjax.state import Account, Money, State, account_side, add, open_account, post
-from perpjax.vec import VecEnv, env_axes, step_rows, with_slot_axis
+from perpjax.vec import VecEnv, env_axes, step_rows, with_layout
 from perpjax.xla import Target, batched_by, by_row, default_platform, in_chunks, over_lots
 from perpjax.xla.over_lots import NO_SLOT, Insert
 
@@ -109,21 +109,23 @@ class PerpEnv:
         """
         if jnp.ndim(state.t):
             raise ValueError(f"a state of {jnp.shape(state.t)} environments; step a VecEnv, or use jax.vmap")
-        action, axis = check_action(action, self.config), state.account.lots.slot_axis
-        new = _step_one(self, with_slot_axis(state.replace(key=None), -1), action)
-        return with_slot_axis(new.replace(key=state.key), axis)
+        new = _step_one(self, state.replace(key=None), check_action(action, self.config))
+        return new.replace(key=state.key)
 
     def step_batch(self, state: State, action: Array, target: Target) -> State:
         """`step` of one environment or of a batch. `VecEnv` calls it.
 
         Args:
-          state: lots of [lots, ...], with the batch axis last.
+          state: of either layout of lots, see `Lots.slot_axis`.
           action: [..., 5].
           target: the program that the step becomes part of.
         """
         action = check_action(jnp.moveaxis(action, -1, 0), self.config, batch=True)
+        layout = state.account.lots.slot_axis
+        state = with_layout(state.replace(obs=None), layout if target.num_envs is None else -2)
         axes = env_axes(self), VecEnv.axes(state), -1
-        new, view = in_chunks(type(self).trade, self, state.replace(obs=None), action, target, axes)
+        new, view = in_chunks(type(self).trade, self, state, action, target, axes)
+        new = with_layout(new, layout)
         t = self.market.prefetch_known(new.t, view[0], target)
         return new.replace(obs=self._by_row(type(self).observe, target, (0, t), (-1, view)))
 
@@ -202,7 +204,7 @@ class PerpEnv:
         }
         amounts |= dict(zip(COSTS, costs, strict=True))
         ledger = post(account.ledger, amounts, counts)
-        codes = jnp.arange(ledger.refused.shape[0], dtype=jnp.int32).reshape(-1, *[1] * over.ndim)
+        codes = np.arange(len(Verdict), dtype=np.int32).reshape(-1, *[1] * over.ndim)
         refused = ledger.refused + (codes == jnp.where(over, -1, order.verdict))
         new = state.replace(
             t=t,

@@ -41,7 +41,7 @@ LOT_FIELDS = ("side", "quantity", "entry", "margin", "leverage", "stop", "target
 """The arrays of `Lots`."""
 
 
-@pytree
+@pytree(static=("verdict_axis",))
 class Ledger:
     """The sums and counts since reset. Money in quote currency, as compensated (two-float) sums."""
 
@@ -76,7 +76,9 @@ class Ledger:
     ambiguous: Int[Array, ""]
     """Lots that ended in a candle that reached several of their levels, with an open that decided nothing."""
     refused: Int[Array, "verdicts"]
-    """Orders that met each `Verdict`, HOLD and ACCEPTED included. In a `VecEnv` [verdicts, num_envs], as lots are."""
+    """Orders that met each `Verdict`, HOLD and ACCEPTED included."""
+    verdict_axis: int = -1
+    """The axis of `refused` (static): -2 in the state of a `VecEnv`."""
 
 
 SUMS = ("fees", "funding", "realised", "liquidation_losses", "traded_notional", "slippage", "gap_losses", "forgiven")
@@ -161,7 +163,7 @@ def post(ledger: Ledger, amounts: dict[str, Float[Array, ""]], counts: dict[str,
 
 def account_side(lots: Lots) -> Float[Array, ""]:
     """+1, -1, or 0 when flat: an account is never long and short at once."""
-    return jnp.clip(total(lots.side), -1.0, 1.0)
+    return jnp.clip(total(jnp.moveaxis(lots.side, lots.slot_axis, 0)), -1.0, 1.0)
 
 
 def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:

@@ -114,8 +114,7 @@ class AutoReset:
         """As the wrapped environment's `step`; never absorbed."""
         if isinstance(self.env, VecEnv):
             return _advance_batch(self.env.target(state))(self, state, to_array(action))
-        axis = state.account.lots.slot_axis
-        return with_slot_axis(_advance_one(self, with_slot_axis(state, -1), to_array(action)), axis)
+        return _advance_one(self, state, to_array(action))
 
     def _advance(self, state: EpisodeState, action: Array, target: Target) -> EpisodeState:
         started = state.terminated | state.truncated
@@ -138,7 +137,7 @@ class AutoReset:
           The state, and the liquidation value of the episode that is done (equity elsewhere).
         """
         kept = {name: getattr(state, name) for name in ("key", "reward", "terminated", "truncated")}
-        without, axis, ledger = dict.fromkeys(kept), state.account.lots.slot_axis, state.account.ledger
+        without, ledger, layout = dict.fromkeys(kept), state.account.ledger, state.account.lots.slot_axis
 
         def strip(state: State) -> State:
             return state.replace(**without, account=state.account.replace(ledger=None))
@@ -147,16 +146,21 @@ class AutoReset:
             fresh, inner = strip(_plain(env.reset(jax.random.fold_in(key, number)))), unwrapped(env)
             return fresh, inner.liquidation_value(old[0]) if hasattr(inner, "liquidation_value") else old[1]
 
-        old = with_slot_axis(strip(state), -1), state.equity
+        old = strip(state), state.equity
         if target.num_envs is None:
             fresh, value = lax.cond(done, begin, lambda old, *_: old, old, self.env, state.key, number)
         else:
-            env, axes = self.env.env, (VecEnv.axes(old), env_axes(self.env.env), 0, 0)
+            env, batch = self.env.env, VecEnv.axes(old)
+            # The rows are states of one environment, whatever the layout of the batch.
+            old, batch = _as_one(old), _as_one(batch)
+            axes = batch, env_axes(env), 0, 0
             fresh, value = where_rows(done, begin, old, env, state.key, number, target=target, axes=axes)
         # A fresh ledger is all zeros. The episode keeps the old one, so a select costs no more than the copy would.
-        ledger = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), ledger)
+        refused = jnp.where(jnp.expand_dims(done, ledger.verdict_axis), 0, ledger.refused)
+        others = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), ledger.replace(refused=None))
+        ledger = others.replace(refused=refused)
         fresh = fresh.replace(**kept, account=fresh.account.replace(ledger=ledger))
-        return with_slot_axis(fresh, axis), value
+        return _as_one(fresh, layout), value
 
 
 @pytree(static=("platform", "chunk_size"))
@@ -191,30 +195,31 @@ class VecEnv:
             return AutoReset(self.replace(env=self.env.env)).reset(key, start)
         _check_params(self.env, len(key))
         axes = env_axes(self.env), 0, None if start is None else 0
-        return self.from_rows(jax.vmap(lambda env, *args: env.reset(*args), axes)(self.env, key, start))
+        return with_layout(jax.vmap(lambda env, *args: env.reset(*args), axes)(self.env, key, start), -2)
 
     def step(self, state: State, action: ActionLike) -> State:
         """As the wrapped environment's `step`, of many states and of actions [num_envs, 5].
 
+        Args:
+          state: that `reset` returns, or a row-major one, as a plain `jax.vmap` or `by_row` leaves it. The layout of
+            its lots is that of the result.
+
         Raises:
-          ValueError: if the state is row-major, as a plain `jax.vmap` or `by_row` leaves it, or if there is not one
-            action for each environment.
+          ValueError: if there is not one action for each environment, or not one number of a field of `EnvParams`.
         """
-        _refuse_rows(state)
-        actions = to_array(action)
-        if actions.shape[:1] != state.t.shape:
-            raise ValueError(f"actions of shape {actions.shape} for {state.t.shape[0]} environments; give one to each")
+        actions, num_envs = to_array(action), state.t.shape[0]
+        if actions.shape[:1] != (num_envs,):
+            raise ValueError(f"actions of shape {actions.shape} for {num_envs} environments; give one to each")
         if isinstance(self.env, AutoReset):
             return AutoReset(self.replace(env=self.env.env)).step(state, actions)
-        _check_params(self.env, len(actions))
-        key, state = state.key, with_slot_axis(state.replace(key=None), -1)
+        _check_params(self.env, num_envs)
+        key, state = state.key, state.replace(key=None)
         if _steps_batches(self.env):
-            new = _step_batch(self.target(state))(self.env, state, actions)
-        else:
-            axes = self.axes(state)
-            step = jax.vmap(lambda env, *args: env.step(*args), (env_axes(self.env), axes, 0), axes)
-            new = step(self.env, state, actions)
-        return with_slot_axis(new.replace(key=key), -2)
+            return _step_batch(self.target(state))(self.env, state, actions).replace(key=key)
+        layout, axes = state.account.lots.slot_axis, self.axes(state)
+        state, axes = _as_one(state), _as_one(axes)
+        step = jax.vmap(lambda env, *args: env.step(*args), (env_axes(self.env), axes, 0), axes)
+        return _as_one(step(self.env, state, actions).replace(key=key), layout)
 
     def target(self, state: State) -> Target:
         """The program of one step of these environments.
@@ -235,8 +240,10 @@ class VecEnv:
 
         def of(part: Any) -> Any:
             if isinstance(part, Lots):
-                return jax.tree.map(lambda _: -1, part)
-            return jax.tree.map(lambda _: 0, part).replace(refused=-1) if isinstance(part, Ledger) else 0
+                return jax.tree.map(lambda _: -1 if part.slot_axis == -2 else 0, part)
+            if isinstance(part, Ledger):
+                return jax.tree.map(lambda _: 0, part).replace(refused=-1 if part.verdict_axis == -2 else 0)
+            return 0
 
         return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
 
@@ -248,7 +255,6 @@ class VecEnv:
 
         Raises:
           IndexError: if i is not one of the environments.
-          ValueError: if the state is row-major: there row i is `jax.tree.map(lambda x: x[i], state)`.
         """
         state = VecEnv.by_row(state)
         num_envs = len(jax.tree.leaves(state)[0])
@@ -260,23 +266,28 @@ class VecEnv:
     def by_row(state: T) -> T:
         """The state, or a part of it, as a plain `jax.vmap` has it: everything of environment i in row i.
 
-        It may be stacked: axes before these, of steps or of devices, stay where they are.
-
-        Raises:
-          ValueError: if the state is row-major already.
+        It may be stacked: axes before these, of steps or of devices, stay where they are. A row-major one stays.
         """
-        _refuse_rows(state)
-        return _swap(state, -1)
-
-    @staticmethod
-    def from_rows(state: T) -> T:
-        """The state of a plain `jax.vmap` as a `VecEnv` has it; the inverse of `by_row`."""
-        return _swap(state, -2)
+        return with_layout(state, -1)
 
 
-def _swap(state: T, axis: int) -> T:
-    axes = VecEnv.axes(state)
-    return with_slot_axis(jax.tree.map(lambda ax, x: x if ax == 0 else x.swapaxes(-2, -1), axes, state), axis)
+def with_layout(state: T, axis: int) -> T:
+    """The state with the slots of its lots and the verdicts of its ledgers along this axis: -1 by row, -2."""
+
+    def turn(x: Array) -> Array:
+        if axis == -2:
+            return x.swapaxes(-2, -1)
+        # Row by row, in which XLA's CPU compiler takes two thirds of the time of a transpose.
+        return jnp.stack(jnp.unstack(x, axis=-2), axis=-1)
+
+    def of(part: Any) -> Any:
+        if isinstance(part, Lots) and part.slot_axis != axis:
+            return jax.tree.map(turn, part).replace(slot_axis=axis)
+        if isinstance(part, Ledger) and part.verdict_axis != axis:
+            return part.replace(refused=turn(part.refused), verdict_axis=axis)
+        return part
+
+    return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
 
 
 def env_axes(env: Env) -> Env:
@@ -329,7 +340,7 @@ def step_rows(size: int, batched: list, env: Env, state: State, action: Array) -
         return x if flag else jnp.broadcast_to(x, (size, *jnp.shape(x)))
 
     state, action = jax.tree.map(spread, tuple(batched[1:]), (state, action))
-    return VecEnv.by_row(VecEnv(env).step(VecEnv.from_rows(state), action))
+    return VecEnv(env).step(state, action)
 
 
 def _steps_batches(env: Env) -> bool:
@@ -372,23 +383,15 @@ def _check_params(env: Env, num_envs: int) -> None:
         params.check_batch(num_envs)
 
 
-def _refuse_rows(state: Any) -> None:
-    """Raise if lots in the state say that it is row-major."""
-    parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Lots))
-    if any(isinstance(part, Lots) and part.slot_axis == -1 for part in parts):
-        raise ValueError(
-            "VecEnv got a row-major state (from jax.vmap or VecEnv.by_row); pass a state from VecEnv.reset or "
-            "VecEnv.step, or VecEnv.from_rows(state)"
-        )
-
-
-def with_slot_axis(state: T, axis: int) -> T:
-    """The state, whose lots say that their slots lie along this axis."""
+def _as_one(state: T, axis: int = -1) -> T:
+    """The state, whose lots and ledgers say that they are those of one environment; or the contrary."""
 
     def name(part: Any) -> Any:
-        return part.replace(slot_axis=axis) if isinstance(part, Lots) else part
+        if isinstance(part, Lots):
+            return part.replace(slot_axis=axis)
+        return part.replace(verdict_axis=axis) if isinstance(part, Ledger) else part
 
-    return jax.tree.map(name, state, is_leaf=lambda x: isinstance(x, Lots))
+    return jax.tree.map(name, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
 
 
 def _plain(state: State, **changes: Array) -> State:

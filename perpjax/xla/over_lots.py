@@ -43,7 +43,7 @@ def over_lots(
     the last one in use in any account. Accounts fill their lowest slots first, so most slots are skipped.
 
     Args:
-      lots: fields of [lots, ...].
+      lots: fields of [lots, ...], slots first.
       insert: a lot that opens.
       store_counts: whether a GPU keeps the counts in memory, for kernels that do not read the lots.
 
@@ -52,8 +52,9 @@ def over_lots(
     """
     others = {name: getattr(lots, name) for name in LOT_FIELDS if name not in rule.fields}
     apply = _slot_by_slot if target.slot_by_slot else _all_at_once
-    lots, sums = apply(rule, lots.replace(**dict.fromkeys(others)), target, insert)
-    lots = lots.replace(**others)
+    axis = lots.slot_axis
+    lots, sums = apply(rule, lots.replace(**dict.fromkeys(others), slot_axis=-1), target, insert)
+    lots = lots.replace(**others, slot_axis=axis)
     if store_counts:
         return lots, sums.totals, sums
     return lots, sums.totals, sums.free
