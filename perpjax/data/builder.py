@@ -85,8 +85,8 @@ def build_market(
     The contract (docs/semantics.md, sections "Units" and "Known at the decision") defines the treatment of every row.
 
     Args:
-      candles, mark, funding: tables of `perpjax.data.contract`. Candles have 1, 3, 5 or 15 minutes (any length of whole
-        minutes that divides 15). Mark candles of the same length are the mark price; coarser ones only price the
+      candles, mark, funding: tables of `perpjax.data.contract`. Candles have 1, 3, 5 or 15 minutes (any length from
+        one minute that divides 15). Mark candles of the same length are the mark price; coarser ones only price the
         funding. Without funding the rate is 0.
       instrument: the venue's contract, built from exact floats. By default it is found by symbol, with the tick
         inferred from the prices.

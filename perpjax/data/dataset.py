@@ -111,7 +111,7 @@ def _embargo(first: int, ends: tuple[int, int], num_bars: int, episode_length: i
             raise ValueError(
                 f"the {split.name} split has no room for an episode of {episode_length} bars: it has "
                 f"{max(split.stop - split.start, 0)} decision bars{embargo} (bars {first} .. {num_bars - 1} are split "
-                f"at {ends[0]} and {ends[1]}); use more candles, a shorter episode or other split points"
+                f"at {ends[0]} and {ends[1]}); use more candles, shorter episodes or other splits"
             )
     return splits
 
