@@ -105,7 +105,7 @@ def audit_features(
     bars, warm = series.bars.num_rows, _find_warm_up(base)
     if bars < warm + 2 * _DAY:
         raise DataError(
-            f"candles: {bars} bars of 15 minutes are too few to audit what warms up for {warm}; "
+            f"candles: {bars} bars of 15 minutes are too few to audit features that warm up for {warm}; "
             f"give {warm + 2 * _DAY} or more"
         )
     parts = cut_parts(fn, series, base, warm, np.random.default_rng(seed), cuts)

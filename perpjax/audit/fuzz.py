@@ -43,7 +43,7 @@ def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Arra
     """Check the invariants of any step from a state that is not over: the result maps names to booleans.
 
     The last check says that lots cost no more than their margins and fees, in sum. The free money, which is not posted
-    as margin, falls only by margin and entry fee of the new lot, whatever happens to the others.
+    as margin, falls only by margin and entry fee of the new lot. The other lots cannot lower it.
     """
     params, market = env.params, env.market
     lots, ledger = after.account.lots, after.account.ledger

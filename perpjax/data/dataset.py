@@ -92,7 +92,7 @@ def split_by_date(
         bars.append((int(midnight.timestamp()) * 1000 - market.start_ms) // BAR_MS)
         if not first < bars[-1] < market.num_bars:
             raise ValueError(
-                f"{name} {text} is not inside the data, whose decision bars go from "
+                f"{name} {text} is not inside the data; its decision bars go from "
                 f"{format_time(market.open_time_ms(first))} to {format_time(market.open_time_ms(market.num_bars - 1))}"
             )
     if bars[0] >= bars[1]:
