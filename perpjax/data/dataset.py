@@ -78,8 +78,8 @@ def split_by_date(
     """Split by date: train before `train_end`, val before `val_end`, test after. ISO dates mean 00:00 UTC.
 
     Raises:
-      ValueError: a text is not a date, or a date is outside the data or out of order, or a split has no room for an
-        episode.
+      ValueError: a text is not a date, or a date is outside the data or out of order. Also if a split has no room for
+        an episode.
     """
     first = int(market.segments.first[0])
     bars = []

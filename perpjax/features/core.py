@@ -63,9 +63,9 @@ def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
     - `time_to_next_funding` is 0 before the second settlement, which completes the first observed interval. It is also
       0 once the expected settlement is overdue.
 
-    A column is NaN before its own warm-up. Its first defined row is k + 1 for ret_k, n + 1 for vol_n, 96 for vol_z_96,
-    2 for the EMA slopes and rsi_14, 0 for clock and funding, and 1 for all others. Row 673 is the first without any
-    NaN.
+    A column is NaN before its own warm-up. Its first defined row is k + 1 for ret_k, n + 1 for vol_n and 96 for
+    vol_z_96. It is 2 for the EMA slopes and rsi_14, 0 for clock and funding, and 1 for all others. Row 673 is the first
+    without any NaN.
 
     Args:
         bars: `CANDLES` table [N], stamps exactly 900_000 ms apart. An empty bar repeats the last
