@@ -1,4 +1,4 @@
-"""Seeds: every accepted one is a run of its own."""
+"""Seeds: every accepted seed gives a run of its own."""
 
 import jax
 import numpy as np
@@ -19,9 +19,9 @@ def check_seed(seed: int, low: int = 0, high: int = 2**63 - 1) -> int:
 
 
 def seed_key(seed: int) -> Array:
-    """The random key of a seed in [-2^63, 2^63); below 2^32 that of `jax.random.key`.
+    """Return the random key of a seed in [-2^63, 2^63). From 0 to 2^32 - 1 it equals that of `jax.random.key`.
 
-    `jax.random.key` keeps the low word only, unless 64-bit types are enabled.
+    Unless 64-bit types are enabled, `jax.random.key` keeps the low word only.
 
     Raises:
       ValueError: for a seed outside the range.
@@ -33,9 +33,9 @@ def seed_key(seed: int) -> Array:
 
 
 def seed_words(seed: int, index: int) -> list[int]:
-    """Entropy for NumPy: one stream for each pair of a non-negative seed and an index below 2^32.
+    """Return entropy for NumPy: one stream for each pair of a non-negative seed and an index below 2^32.
 
-    `SeedSequence` takes 32-bit words and ignores trailing zeros. The high words of the seed therefore come last: in
-    `[seed, index]` a seed of 2^32 with index 0 equals a seed of 0 with index 1.
+    `SeedSequence` takes 32-bit words and ignores trailing zeros, so the high words of the seed come last. In
+    `[seed, index]` a seed of 2^32 with index 0 would equal a seed of 0 with index 1.
     """
     return [seed % _WORD, index, seed // _WORD]

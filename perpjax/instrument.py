@@ -1,4 +1,4 @@
-"""What an exchange says of a contract: grid, limits and maintenance brackets."""
+"""An exchange's specification of a contract: grid, limits and maintenance brackets."""
 
 import dataclasses
 import math
@@ -47,8 +47,8 @@ BRACKETS: dict[str, tuple[tuple[float, ...], ...]] = {"BTCUSDT": _BTC, "ETHUSDT"
 class Instrument:
     """One linear USDT-margined perpetual.
 
-    Built by hand it holds exact Python floats and is checked; inside a `Market` the same fields are float32
-    device arrays (stacked over instruments where a market has several).
+    The constructor checks the values and keeps exact Python floats. Inside a `Market` the same fields are float32
+    device arrays, stacked over instruments if the market has several.
 
     Attributes:
       symbol: the venue's name, such as "BTCUSDT".
@@ -56,19 +56,19 @@ class Instrument:
       step_size: quantity grid, base currency.
       min_notional: smallest order, quote currency.
       max_quantity: largest market order, base currency.
-      brackets: [n, 5] rows of (floor, cap, max leverage, maintenance rate, maintenance amount), a notional
-        belonging to the bracket with floor < notional <= cap.
+      brackets: [n, 5] rows of (floor, cap, max leverage, maintenance rate, maintenance amount). A notional
+        belongs to the bracket with floor < notional <= cap.
       maintenance_fee_rate: closing fee counted inside the maintenance requirement, a fraction: 0 on Binance and
         Bybit, the taker fee on OKX, Gate and Bitget. It is not Binance's `liquidationFee`.
-      tick_value: derived: quote currency that one tick moves one step.
+      tick_value: derived: quote currency of one tick for one step.
       max_steps: derived: `max_quantity` in whole steps, at most 2^24 - 1.
-      maintenance: derived: [n, 4], of each bracket the rate r with the fee in it, the maintenance amount, 1 / (1 - r)
-        and 1 / (1 + r). Inside a `Market` liquidation prices read this and neither `brackets` nor
-        `maintenance_fee_rate`: to change a rate build another instrument.
+      maintenance: derived: [n, 4]. The columns are the rate r including the fee, the maintenance amount, 1 / (1 - r)
+        and 1 / (1 + r). Inside a `Market` liquidation prices read these columns, not `brackets` and
+        `maintenance_fee_rate`. To change a rate, build another instrument.
 
     Raises:
-      ValueError: for a value out of range, for brackets that are not contiguous, continuous and increasing, or for
-        one whose maintenance, fee included, is not below the margin at its maximum leverage.
+      ValueError: a value is out of range, or the brackets are not contiguous, continuous and increasing. Also if
+        a bracket's maintenance, fee included, is not below the margin at its maximum leverage.
     """
 
     symbol: str = "BTCUSDT"
@@ -111,15 +111,15 @@ class Instrument:
             object.__setattr__(self, name, value)
 
     def on_device(self) -> "Instrument":
-        """The same, as float32 device arrays."""
+        """Return the instrument with float32 device arrays."""
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
 
 
 def _exact(value: Any) -> Float[np.ndarray, "..."]:
-    """The numbers as float64; those of a device, float32, as the shortest decimals that round to them.
+    """Return the numbers as float64. A float32 becomes the shortest decimal that rounds to it.
 
-    So an instrument that comes back from a device is the one that went there: 0.001 and not 0.0010000000475, with which
-    120 is less than 120 000 steps.
+    An instrument read back from a device therefore equals the original: 0.001, not 0.0010000000475. With the latter,
+    120 would be less than 120 000 steps.
     """
     host = np.asarray(value)
     if host.dtype != np.float32:
@@ -128,7 +128,7 @@ def _exact(value: Any) -> Float[np.ndarray, "..."]:
 
 
 def _check_brackets(symbol: str, brackets: np.ndarray, fee: float) -> None:
-    """Raise unless maintenance(notional) is one continuous, increasing, convex line over all brackets."""
+    """Raise unless maintenance(notional) is continuous, increasing and convex over all brackets."""
     if brackets.ndim != 2 or brackets.shape[1] != 5 or not len(brackets) or not np.isfinite(brackets).all():
         raise ValueError(
             f"instrument {symbol}: brackets must be finite rows of (floor, cap, max leverage, rate, amount), "
@@ -165,12 +165,11 @@ KNOWN: dict[str, dict[str, float]] = {
 
 
 def find_instrument(symbol: str, tick_size: float, median_close: float) -> tuple[Instrument, str]:
-    """The instrument of a symbol, and a sentence that says where its numbers come from.
+    """Return the instrument of a symbol, and a sentence about the source of its numbers.
 
-    A symbol that is not in `KNOWN` gets a step of 10^-round(log10(median close)) (about one unit of quote
-    currency), the smallest minimum notional in use (5), the BTCUSDT brackets and no limit on the quantity but
-    2^24 - 1 steps. `tick_size` is the grid of the prices at hand, which for a known symbol may have been
-    another one than today's (BTCUSDT was 0.01 in 2020).
+    A symbol outside `KNOWN` gets a step of 10^-round(log10(median close)), about one unit of quote currency. It also
+    gets the smallest minimum notional in use (5), the BTCUSDT brackets and no limit on the quantity but 2^24 - 1 steps.
+    `tick_size` is the grid of the given prices. For a known symbol it may differ from today's (BTCUSDT: 0.01 in 2020).
     """
     brackets = BRACKETS.get(symbol, _BTC)
     if symbol in KNOWN:

@@ -1,4 +1,4 @@
-"""The numbers `vmap` may vary (EnvParams) and the choices that shape the program (EnvConfig)."""
+"""Numbers that `vmap` may vary (EnvParams) and choices that shape the program (EnvConfig)."""
 
 import dataclasses
 from typing import Any, Literal, get_args
@@ -15,42 +15,42 @@ RANGES = {
     "initial_equity": (jnp.float32, 1e-3, 1e9, "Money an account starts with, quote currency."),
     "taker_fee": (jnp.float32, 0.0, 0.1, "Fee of a fill, a fraction of its notional."),
     "slippage_base": (jnp.float32, 0.0, 0.5, "Slippage of a market order, a fraction of the price."),
-    "slippage_atr": (jnp.float32, 0.0, 100.0, "Slippage of a market order, in ATRs, on top of that."),
+    "slippage_atr": (jnp.float32, 0.0, 100.0, "Further slippage of a market order, in ATRs."),
     "stop_depth": (
         jnp.float32,
         0.0,
         1.0,
-        "How far beyond its trigger a stop fills, a fraction of the way to the extreme.",
+        "Distance of a stop's fill from its trigger, a fraction of the way to the extreme.",
     ),
     "max_exposure": (jnp.float32, 0.0, 1.0, "Limit on the sum of margins, a fraction of equity."),
     "max_leverage": (jnp.float32, 1.0, 1000.0, "Limit on an order's leverage."),
     "max_hold": (jnp.int32, 1, 2**30, "Bars after which a lot is closed."),
     "ruin_fraction": (jnp.float32, 0.0, 0.999, "The episode ends at this fraction of the initial equity."),
-    "entry_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: price of an entry."),
-    "risk_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: price of notional / equity times ATR / price."),
-    "liquidation_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: price of a liquidation."),
-    "ruin_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: price of ruin."),
+    "entry_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: penalty of an entry."),
+    "risk_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: weight of notional / equity times ATR / price."),
+    "liquidation_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: penalty of a liquidation."),
+    "ruin_penalty": (jnp.float32, 0.0, 1e3, "Shaped reward: penalty of ruin."),
 }
-"""What each field of `EnvParams` may be, and what it means."""
+"""Type, range and meaning of each field of `EnvParams`."""
 
 
 @pytree
 class EnvParams:
-    """Numbers of the simulation; each may be an array with a batch axis, for `vmap` over environments.
+    """Numbers of the simulation. Each may be an array with a batch axis, for `vmap` over environments.
 
     Attributes:
       initial_equity: quote currency.
       taker_fee: fraction of notional, paid at entry and at every exit but a liquidation.
       slippage_base, slippage_atr: slippage is `ceil(slippage_base * price + slippage_atr * ATR)` ticks.
-      stop_depth: a stop fills this fraction further towards the candle's adverse extreme.
+      stop_depth: fraction of the way from a stop's trigger to the candle's adverse extreme at which the stop fills.
       max_exposure: limit on the sum of margins, fraction of equity.
       max_leverage: limit on an order's leverage.
       max_hold: bars after which a lot is closed.
-      ruin_fraction: the episode terminates when equity is at or below this fraction of the initial one.
+      ruin_fraction: the episode terminates when equity is at or below this fraction of the initial equity.
       entry_penalty, risk_penalty, liquidation_penalty, ruin_penalty: weights of the `shaped` reward.
 
     Raises:
-      ValueError: naming the field, the value and the range, for a number that is not finite or out of range.
+      ValueError: a number is not finite or out of range. The message names the field, the value and the range.
     """
 
     initial_equity: Float[Array, "..."] | float = 10_000.0
@@ -72,7 +72,7 @@ class EnvParams:
             value = getattr(self, name)
             if not isinstance(value, jax.core.Tracer):
                 _check_range(name, value, dtype, lowest, highest, meaning)
-            # A Python float would be a weakly typed leaf, and a second trace.
+            # A Python float would be a weakly typed leaf and cause a second trace.
             object.__setattr__(self, name, jnp.asarray(value, dtype))
 
     def check_batch(self, num_envs: int | None) -> None:
@@ -96,9 +96,9 @@ class EnvParams:
 
 
 def _check_range(name: str, value: Any, dtype: Any, lowest: float, highest: float, meaning: str) -> None:
-    """Raise unless every number is in the range; both sides are compared in the field's own dtype.
+    """Raise unless every number is in the range. The comparison is in the field's own dtype.
 
-    In float64 a bound of 0.1 lies below the float32 of 0.1, and a value read back from the device would be refused.
+    In float64 a bound of 0.1 lies below the float32 of 0.1. A value read back from the device would be refused.
     """
     try:
         host = np.asarray(value, np.float64)
@@ -128,7 +128,7 @@ CONFIG_LIMITS = {
     "max_lots": (1024, "A step's program and its packed counts grow with the slots."),
     "episode_length": (2**30, "The clock is an int32, and so is the last bar of an episode."),
 }
-"""The highest number of slots and of bars, and why."""
+"""The highest number of slots and of bars, with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +138,14 @@ class EnvConfig:
     Attributes:
       actions: "multi_discrete" (hold, long, short, close x size x leverage x stop x target) or "box5" (five
         floats in [-1, 1]).
-      intrabar: which of several levels reached inside one candle counts, where the candle does not say.
+      intrabar: the rule that selects one of several levels reached inside a candle.
       reward: "log_return" of equity, or "shaped" with penalties.
-      opposite: what a direction against the lots held means: an order that is refused NO_HEDGE, or a close.
+      opposite: treatment of a direction against the lots held: "refuse" (verdict NO_HEDGE) or "close".
       max_lots: slots of the account, at most 1024.
       episode_length: bars until truncation, at most 2^30.
 
     Raises:
-      ValueError: naming the field, the value and the range.
+      ValueError: a field is out of range. The message names the field, the value and the range.
     """
 
     actions: Actions = "multi_discrete"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 UP, DOWN, STALE = "#2a9d8f", "#e76f51", "#bbbbbb"
 COLORS = ("#0072b2", "#e69f00", "#882255", "#56b4e9", "#cc79a7", "#000000", "#999933", "#332288")
-"""One for each lot, in turn: told apart by colour-blind readers (Okabe and Ito; Tol), and from the candles."""
+"""One for each lot, in turn: distinct for colour-blind readers (Okabe and Ito; Tol), and distinct from the candles."""
 ENDS = {"stopped": "v", "target": "^", "liquidated": "X", "timed_out": "s", "closed": "o"}
 """Marker of each reason."""
 LEVELS = {"stop": "--", "target": ":", "liquidation": "-."}
@@ -26,7 +26,7 @@ LEVELS = {"stop": "--", "target": ":", "liquidation": "-."}
 
 
 def plot_bars(ax: "Axes", env: PerpEnv, states: Sequence[State], actions: Sequence[ArrayLike]) -> None:
-    """Draw the candles between consecutive states, and every lot that lived in them.
+    """Draw the candles between consecutive states, and every lot held in them.
 
     Args:
       ax: matplotlib axes; x counts bars, y is price in quote currency.
@@ -34,11 +34,11 @@ def plot_bars(ax: "Axes", env: PerpEnv, states: Sequence[State], actions: Sequen
       states: the results of `reset` and of each `step`, unbatched, without auto-reset; at least two.
       actions: one between each state and the next.
 
-    The lots come from `replay_lots`. Each has a number and a colour. A triangle marks its entry, a hollow one at the
-    left edge a lot already held in the first state. Thin lines are its stop (dashed), target (dotted) and liquidation
-    price (dash-dotted) until the candle in which it ended. The marker of its end stands in that candle, at the fill or
-    at the liquidation price. Levels far from the candles are not drawn, but named at the edge. Grey candles are not
-    valid.
+    The lots come from `replay_lots`. Each has a number and a colour. A triangle marks its entry. A hollow triangle at
+    the left edge is a lot already held in the first state. Thin lines are its stop (dashed), target (dotted) and
+    liquidation price (dash-dotted), up to the candle of its exit. The exit marker stands in that candle, at the fill or
+    at the liquidation price. Levels far from the candles are written at the edge instead of drawn. Grey candles are
+    invalid.
 
     Raises:
       ValueError: from `replay_lots`, for example because the float64 twin disagrees with the states.
@@ -74,12 +74,12 @@ class _Lots:
     def __init__(self, ax: "Axes", lives: list[LotLife], first: int, candles: int, tick: float):
         self.ax, self.lives, self.first, self.candles, self.tick = ax, lives, first, candles, tick
         self.taken: Counter = Counter()
-        """How many markers or words already stand at a place."""
+        """Count of markers or words at a place."""
         self.ends: dict[tuple[str, float], list[float]] = {}
-        """Where the lines of a level end, in each of its lanes."""
+        """End of the last line in each lane of a level."""
 
     def draw(self, low: float, high: float) -> None:
-        """Draw all lots over candles that lie between two prices."""
+        """Draw all lots over candles between two prices."""
         self.limit_prices(low, high)
         for n, life in enumerate(self.lives):
             for name in LEVELS:
@@ -94,15 +94,15 @@ class _Lots:
             self.draw_legend()
 
     def entry(self, life: LotLife) -> tuple[float, float]:
-        """x and y of its entry; the left edge if that lies before the picture."""
+        """Return x and y of a lot's entry. An entry before the picture stands at the left edge."""
         return float(max(life.entry_bar - self.first, 0)), life.lot.entry * self.tick
 
     def end(self, life: LotLife) -> tuple[float, float]:
-        """x and y of its exit, in the middle of the candle."""
+        """Return x and y of a lot's exit, in the middle of the candle."""
         return life.exit_bar - self.first + (life.exit.candle + 0.5) / self.candles, life.exit.price * self.tick
 
     def level(self, life: LotLife, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """x and y of the steps of a level, until the lot's last candle is over; y is NaN while there is none."""
+        """Return x and y of the steps of a level, up to the end of the lot's last candle. NaN: no level."""
         left, lived = self.entry(life)[0], len(life.liquidations)
         right = self.end(life)[0] + 0.5 / self.candles if life.exit else left + lived
         if name == "liquidation":
@@ -112,7 +112,7 @@ class _Lots:
         return np.append(left + np.arange(lived), right), np.append(levels, levels[-1:]) * self.tick
 
     def limit_prices(self, low: float, high: float) -> None:
-        """Fit y to the candles and the fills, and to the levels at most half that height away."""
+        """Fit the y axis to candles and fills, and to the levels at most half their height away."""
         fills = [self.entry(life)[1] for life in self.lives] + [self.end(life)[1] for life in self.lives if life.exit]
         low, high = min([low, *fills]), max([high, *fills])
         reach = (high - low) / 2
@@ -123,7 +123,7 @@ class _Lots:
         self.ax.set_ylim(low - margin, high + margin)
 
     def draw_level(self, n: int, life: LotLife, name: str) -> None:
-        """One line; those of several lots at one price lie side by side. Out of sight its price stands at the edge."""
+        """Draw one line, or write its price at the edge if it is out of sight. Lines at one price lie side by side."""
         from matplotlib.transforms import ScaledTranslation
 
         xs, ys = self.level(life, name)
@@ -148,7 +148,7 @@ class _Lots:
         )  # fmt: skip
 
     def draw_marker(self, n: int, kind: str, x: float, y: float, marker: str, hollow: bool = False) -> None:
-        """A marker and the number of its lot. At one place later markers are larger and lie beneath."""
+        """Draw a marker and the number of its lot. At one place later markers are larger and lie beneath."""
         others = self.count(x, y)
         self.ax.plot(
             [x], [y], color=_color(n), marker=marker, ls="none", ms=8 + 5 * others, zorder=4 - 0.1 * others,
@@ -161,7 +161,7 @@ class _Lots:
         )  # fmt: skip
 
     def draw_legend(self) -> None:
-        """Beside the picture: markers and line styles, and the lots if each has its own colour."""
+        """Draw the legend beside the picture: markers, line styles, and the lots if each has its own colour."""
         from matplotlib.lines import Line2D
 
         seen = {life.exit.how for life in self.lives if life.exit}
@@ -174,14 +174,14 @@ class _Lots:
         self.ax.legend(handles=keys, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
 
     def lane(self, name: str, y: float, xs: np.ndarray) -> int:
-        """The lowest lane of a level that is free where a line begins."""
+        """Return the lowest lane of a level that is free at the beginning of a line."""
         ends = self.ends.setdefault((name, y), [])
         free = next((i for i, end in enumerate(ends) if end <= xs[0]), len(ends))
         ends[free : free + 1] = [xs[-1]]
         return free
 
     def count(self, *place: float) -> int:
-        """How many stood at a place before this one."""
+        """Return the number of earlier calls for a place."""
         self.taken[place] += 1
         return self.taken[place] - 1
 

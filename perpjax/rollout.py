@@ -1,4 +1,4 @@
-"""Whole episodes of one policy from given first bars, all at once."""
+"""Whole episodes of one policy from given first bars, in one batch."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Act = Callable[[Array, State], Array]
 
 
 def window_starts(env: Env) -> Int[np.ndarray, "windows"]:
-    """First bars of the whole episodes that fit into the market's segments without overlap."""
+    """Return the first bars of the whole episodes that fit into the market's segments without overlap."""
     env = unwrapped(env)
     length, segments = env.config.episode_length, env.market.segments
     return np.concatenate(
@@ -30,14 +30,14 @@ def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "window
     """Play one episode from each first bar.
 
     Args:
-      env: the market, parameters and choices to play on. An `AutoReset` or a `VecEnv` around it is left out; any
-        other wrapper is a pytree and takes part.
+      env: the market, parameters and choices to play on. An `AutoReset` or a `VecEnv` around it is ignored. Any
+        other wrapper is a pytree and stays in place.
       act: the policy; a pytree of arrays (`jax.tree_util.Partial`) avoids a second compilation.
-      key: of all random numbers; windows do not share them.
+      key: source of all random numbers; windows do not share them.
       starts: first bars; see `window_starts`.
 
     Returns:
-      The episodes' statistics, [windows]: each up to its own end.
+      The statistics of the episodes, [windows], each up to its own end.
 
     Raises:
       ValueError: a first bar that may not be traded.

@@ -1,4 +1,4 @@
-"""What to ask of a good result: did a feature or the environment look ahead, and does it hang on candles' paths?"""
+"""Checks of a good result: look-ahead in features or environment, and dependence on the path inside candles."""
 
 from perpjax.audit.environment import audit_env
 from perpjax.audit.features import audit_features

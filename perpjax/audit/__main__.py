@@ -18,15 +18,15 @@ from perpjax.data.dataset import load_tables
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Audit a feature function for look-ahead: everything after a cut is altered, and nothing before it may move.
+    """Audit a feature function for look-ahead: all data after a cut is altered, and nothing before the cut may change.
 
-    The function is run a few hundred times on altered data: prices, volumes and funding after the cut are redrawn,
-    left out, or shuffled. A column is accused if a row moves that was known before the cut: it reads a bar that has
-    not closed, or is fitted to the whole sample (scaling, rank, interpolation, back-fill, centred window, resampling
-    labelled by its start). Columns that are constant or not finite are remarked.
+    The function runs a few hundred times on altered data: prices, volumes and funding after the cut are redrawn,
+    left out, or shuffled. A column is accused if a row known before the cut changes. Such a column reads a bar that has
+    not closed, or is fitted to the whole sample: scaling, rank, interpolation, back-fill, centred window, resampling
+    labelled by its start. Columns that are constant or not finite get a remark.
 
-    The exit status is 1 if a column is accused, 0 if none is, 2 if nothing can be said: the audit could not be run, or
-    a column is not the same from call to call.
+    The exit status is 1 if a column is accused, and 0 if none is. It is 2 if the audit has no result: it could not run,
+    or a column differs between two calls on the same input.
     """
 
     function: tyro.conf.Positional[str]
@@ -34,9 +34,9 @@ class Args:
     dataset: str
     """Folder written by `python -m perpjax.data.build --out`, or synthetic:signal (martingale, crash)."""
     seed: int = 0
-    """Of the altered data and of where it is cut."""
+    """Seed of the cuts and of the altered data."""
     json: bool = False
-    """Print the result as JSON, and nothing else, to standard output."""
+    """Print only the result, as JSON, to standard output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = tyro.cli(Args, args=argv, prog="python -m perpjax.audit")
     console = Console(stderr=True)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # whatever the function itself prints
+        with contextlib.redirect_stdout(sys.stderr):  # the function may print
             function, tables = find_features(args.function), load_tables(args.dataset)
             audit = audit_features(
                 function,

@@ -1,4 +1,4 @@
-"""One simulator state against one twin: what must be equal, and how far money may be apart."""
+"""Comparison of one simulator state with one twin: exact for levels and counts, within bounds for money."""
 
 import dataclasses
 from collections import Counter
@@ -18,19 +18,19 @@ LEVELS = ("side", "quantity", "entry", "stop", "target", "liquidation", "age")
 MONEY = SUMS
 
 POSTED = 3e-7
-"""How far a posting may differ, relative to the products it is made of: float32 rounds each by 6e-8. A fill that is
-one tick off moves more than that."""
+"""Bound on the difference of a posting, relative to its products: float32 rounds each product by 6e-8. A fill one tick
+off exceeds the bound."""
 MARGIN = 1e-6
-"""The same of a margin, from which every funding payment was subtracted in float32."""
+"""Bound on the difference of a margin: every funding payment was subtracted from it in float32."""
 CARRIED = 1e-6
-"""How far wallet and equity may drift apart over an episode, relative to the largest that the account has
-been (what was lost to rounding then stays lost); ten times that over 100 000 bars."""
+"""Bound on the drift of wallet and equity over an episode, relative to the largest equity so far. A rounding error is
+never recovered. Over 100 000 bars the bound is ten times as large."""
 
 
 def twin_market(market: Market) -> TwinMarket:
-    """A market of one symbol and one segment for the twin, holding the simulator's float32 values exactly.
+    """Return the twin's market for a market of one symbol and one segment, with the exact float32 values.
 
-    The rows are taken apart here by their layout (`pack_rows`), not by the simulator's own `Market.bar`.
+    The rows are split here by their layout (`pack_rows`), not by the simulator's own `Market.bar`.
     """
     rows, k, instrument = np.asarray(market.candles, np.float64), market.candles_per_bar, market.instrument
     series = rows[:, : -k - 3].reshape(len(rows), -1, 4, k)  # the last price, then the mark if there is one
@@ -55,13 +55,13 @@ def twin_market(market: Market) -> TwinMarket:
 
 
 def twin_params(params: EnvParams, config: EnvConfig) -> TwinParams:
-    """The same numbers and choices for the twin."""
+    """Return the parameters and static choices for the twin."""
     numbers = {f.name: np.asarray(getattr(params, f.name)).item() for f in dataclasses.fields(params)}
     return TwinParams(**numbers, **dataclasses.asdict(config))
 
 
 class Seen:
-    """What the simulator did, as plain numbers: states [rows] of one environment."""
+    """The simulator's states [rows] of one environment, as plain numbers."""
 
     def __init__(self, states: State):
         lots, ledger = states.account.lots, states.account.ledger
@@ -77,10 +77,11 @@ class Seen:
 
 
 def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
-    """The first thing in which the twin's last step and one of the simulator's differ, or nothing.
+    """Return the first difference between the twin's last step and the simulator's, or an empty string.
 
     Args:
-      row: of the state after the step; before: `look` at the twin before it.
+      row: row of the state after the step.
+      before: `look` at the twin before the step.
     """
     told, ledger = twin.state, twin.state.ledger
     levels = [[float(getattr(lot, name)) for name in LEVELS] if lot else [0.0] * len(LEVELS) for lot in told.lots]
@@ -100,13 +101,13 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
     moved = [after - then for after, then in zip(read_money(twin), before.money, strict=True)]
     emptied = emptied_margins(twin, before, moved[MONEY.index("funding")])
     for name, own, after, then in zip((*MONEY, "wallet"), moved, seen.money[row], seen.money[row - 1], strict=True):
-        # Gains of several exits may cancel: they are taken to be of up to 2 % of what was traded.
+        # Gains of several exits may cancel: their size is taken as up to 2 % of the traded notional.
         size = abs(own) + 0.02 * moved[MONEY.index("traded_notional")]
-        if name in ("fees", "forgiven"):  # an exit's fee may be what its loss has left of the margin
+        if name in ("fees", "forgiven"):  # an exit's fee may be the rest of the margin after its loss
             size += abs(moved[MONEY.index("realised")])
         if name in ("fees", "realised", "forgiven"):
             size += emptied * MARGIN / POSTED
-        if name in ("funding", "liquidation_losses", "wallet"):  # they may take all that is left of a margin
+        if name in ("funding", "liquidation_losses", "wallet"):  # they may take the rest of a margin
             size += before.margins * MARGIN / POSTED + sum(map(abs, moved[:4]))
         if abs(own - (after - then)) > POSTED * size + 1e-10 * twin.params.initial_equity:
             return f"{name}: moved by {own} and {after - then}"
@@ -119,23 +120,23 @@ class Before(NamedTuple):
     money: list[float]
     """The ledger's sums and the wallet."""
     margins: float
-    """What the lots' margins are rounded against."""
+    """Scale of the rounding of the lots' margins."""
     lots: list[Lot | None]
-    """The twin's, which a step of a copy leaves alone."""
+    """The twin's lots. A step of a copy of the state does not change them."""
 
 
 def margin_scale(lot: Lot, twin: Twin) -> float:
-    """A margin has the rounding of what was posted, however much of it funding has taken since."""
+    """Return the scale of a margin's rounding: the posted margin, however much funding has taken since."""
     return max(lot.margin, lot.quantity * lot.entry * twin.market.tick_value / lot.leverage)
 
 
 def emptied_margins(twin: Twin, before: Before, funding: float) -> float:
-    """What the margins are rounded against of the lots whose exit took all that was left of them.
+    """Return the sum of `margin_scale` over the lots that lost their whole remaining margin at an exit.
 
-    Their loss, or their fee, is what was left, and so has the rounding of the margin and not only its own.
+    Loss or fee of such an exit is the remaining margin. It has the rounding of the margin, not only its own.
 
     Args:
-      funding: paid in the step; before its exit a lot had at least its margin of before less that.
+      funding: paid in the step. At its exit a lot had at least its earlier margin less this amount.
     """
     tick_value, size = twin.market.tick_value, 0.0
     for event in twin.state.events:
@@ -148,18 +149,18 @@ def emptied_margins(twin: Twin, before: Before, funding: float) -> float:
 
 
 def look(twin: Twin) -> Before:
-    """What `disagreement` needs to know of the state before a step."""
+    """Record the state before a step, for `disagreement`."""
     lots = twin.state.lots
     return Before(read_money(twin), sum(margin_scale(lot, twin) for lot in lots if lot), lots)
 
 
 def read_money(twin: Twin) -> list[float]:
-    """The ledger's sums and the wallet."""
+    """Return the ledger's sums and the wallet."""
     return [*(getattr(twin.state.ledger, name) for name in MONEY), twin.state.wallet]
 
 
 def take_over(twin: Twin, states: State, seen: Seen) -> None:
-    """Put the twin into the first of states [rows], as it is; `seen` holds the same states."""
+    """Load the first of the states [rows] into the twin; `seen` holds the same states."""
     ledger = dict(zip(MONEY, seen.money[0], strict=False)) | dict(zip(EVENTS, seen.counts[0], strict=True))
     t, terminated, truncated = seen.flags[0]
     twin.load(
@@ -174,10 +175,11 @@ def lead(twin: Twin, seen: Seen, actions: Iterable[np.ndarray]) -> Iterator[str]
     """Lead the twin from the first of the states in `seen` to the last, or to the end of the episode.
 
     Args:
-      twin: in the first state; actions: [steps, 5].
+      twin: in the first state.
+      actions: [steps, 5].
 
     Yields:
-      After each step the disagreement, or nothing. A disagreement is the last.
+      The disagreement after each step, or an empty string. Nothing follows a disagreement.
     """
     for i, action in enumerate(actions):
         if twin.state.terminated or twin.state.truncated:
@@ -195,11 +197,12 @@ def follow(twin: Twin, states: State, actions: np.ndarray) -> tuple[int, float, 
     """Lead the twin through an episode that the simulator has played.
 
     Args:
-      states: [steps + 1]; actions: [steps, 5].
+      states: [steps + 1].
+      actions: [steps, 5].
 
     Returns:
-      Steps, the largest errors of wallet and equity relative to the largest equity so far,
-      and the first disagreement, if there was one.
+      The number of steps, the largest errors of wallet and equity relative to the largest equity so far,
+      and the first disagreement or an empty string.
     """
     seen = Seen(states)
     twin.reset(seen.flags[0][0])
@@ -216,21 +219,21 @@ def follow(twin: Twin, states: State, actions: np.ndarray) -> tuple[int, float, 
 def compare_numbers(
     told: list[tuple[float, float, float, np.ndarray]], seen: Seen, params: TwinParams, longer: float = 1.0
 ) -> tuple[float, float, str]:
-    """Wallet, equity, reward and observation of a run of states.
+    """Compare wallet, equity, reward and observation over consecutive states.
 
     Args:
-      told: the twin's, of as many of the first states in `seen`.
-      longer: by how much more than `CARRIED` wallet and equity may be apart.
+      told: the twin's numbers, for the first states in `seen`.
+      longer: factor on the bound `CARRIED` of wallet and equity.
 
     Returns:
-      The largest errors of wallet and equity relative to the largest equity so far, and what is too far apart.
+      The largest errors of wallet and equity relative to the largest equity so far, and the first number out of bounds.
     """
     n = len(told)
     wallet, equity, reward, obs = (np.array(x) for x in zip(*told, strict=True))
     size = np.maximum.accumulate(np.maximum(np.abs(equity), params.initial_equity))
     wallet_error = np.abs(wallet - seen.wallet[:n]) / size
     equity_error = np.abs(equity - seen.equity[:n]) / size
-    # The rewards and the account's numbers are ratios: near ruin they show what float32 loses of the initial equity.
+    # Rewards and account numbers are ratios: near ruin they magnify the float32 rounding of the initial equity.
     noise = 1e-6 * (1 + size / np.maximum(equity, 1e-6 * params.initial_equity))
     reward_error = np.abs(reward - seen.reward[:n]) / (1 + np.abs(reward))
     obs_error = (np.abs(obs - seen.obs[:n]) / (1 + np.abs(obs))).max(axis=1)
@@ -248,13 +251,13 @@ def compare_numbers(
 
 
 def tell(twin: Twin) -> tuple[float, float, float, np.ndarray]:
-    """The twin's wallet, equity, reward and observation."""
+    """Return the twin's wallet, equity, reward and observation."""
     s = twin.state
     return s.wallet, s.equity, s.reward, s.obs
 
 
 def read_events(twin: Twin) -> Counter:
-    """Counts of the ledger and of the verdicts."""
+    """Return the counts of the ledger and of the verdicts."""
     ledger = twin.state.ledger
     verdicts = zip(Verdict, ledger.refused, strict=True)
     return Counter({name: getattr(ledger, name) for name in EVENTS} | {v.name: n for v, n in verdicts})

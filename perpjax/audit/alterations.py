@@ -1,4 +1,4 @@
-"""Three other futures: everything after a cut redrawn, left out, or in another order. All are well-formed."""
+"""Three other futures: all data after a cut redrawn, left out, or in another order. All are well-formed."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _HOUR_MS = 3_600_000
 
 
 class Series(NamedTuple):
-    """What a feature function sees, before the bar about to open is appended."""
+    """The input of a feature function, before the bar about to open is appended."""
 
     bars: pa.Table
     """15-minute bars on the strict grid, [N]."""
@@ -21,18 +21,18 @@ class Series(NamedTuple):
     """Settlements, [M]."""
 
     def clock(self, t: int) -> int:
-        """Open of bar t, ms."""
+        """Return the open of bar t, ms."""
         return self.bars["open_time_ms"][0].as_py() + BAR_MS * t
 
     def cut_out(self, start: int, stop: int) -> "Series":
-        """Bars start .. stop - 1, with every settlement that is known when they end."""
+        """Return bars start .. stop - 1, with every settlement known at their end."""
         funding = self.funding
         if funding is not None:
             funding = funding.slice(0, self.num_settled(stop))
         return Series(self.bars.slice(start, stop - start), funding)
 
     def num_settled(self, t: int) -> int:
-        """How many settlements are dated at or before the open of bar t."""
+        """Count the settlements dated at or before the open of bar t."""
         return 0 if self.funding is None else int((settlement_opens(self.funding) <= self.clock(t)).sum())
 
 
@@ -41,7 +41,7 @@ Alteration = Callable[[Series, int, np.random.Generator], Series]
 
 
 def perturb(series: Series, cut: int, rng: np.random.Generator) -> Series:
-    """Prices up to 4.5 times higher or lower in every bar anew, other volumes, other settlements at other times."""
+    """Redraw the future: prices up to 4.5 times higher or lower in each bar, other volumes and settlements."""
     columns = _columns(series)
     n = len(columns["close"]) - cut
     opens, closes = columns["close"][cut:] * np.exp(rng.uniform(-1.5, 1.5, (2, n)))
@@ -60,12 +60,12 @@ def perturb(series: Series, cut: int, rng: np.random.Generator) -> Series:
 
 
 def truncate(series: Series, cut: int, rng: np.random.Generator) -> Series:
-    """Nothing comes after the cut, as for a live runner."""
+    """Leave out all data after the cut, as for a live runner."""
     return series.cut_out(0, cut)
 
 
 def shuffle(series: Series, cut: int, rng: np.random.Generator) -> Series:
-    """The same bars and the same funding rates, in another order."""
+    """Put the bars and the funding rates after the cut in another order."""
     columns = _columns(series)
     order = cut + rng.permutation(len(columns["close"]) - cut)
     future = {name: columns[name][order] for name in (*PRICES, "volume")}
@@ -79,7 +79,7 @@ ALTERATIONS: dict[str, Alteration] = {"perturbed": perturb, "truncated": truncat
 
 
 def make_gaps(series: Series, rng: np.random.Generator) -> tuple[Series, tuple[tuple[int, int], ...]]:
-    """The series with a gap of 2 to 24 bars in every hundred, laid as the builder does, and a jump of 10 % after it.
+    """Make a gap of 2 to 24 bars in every hundred, in the form that the builder gives it, and a jump of 10 % after it.
 
     Returns:
       The series, and (first bar, first bar after) of every gap.
@@ -98,14 +98,14 @@ def make_gaps(series: Series, rng: np.random.Generator) -> tuple[Series, tuple[t
 
 
 def _columns(series: Series) -> dict[str, np.ndarray]:
-    """Copies that may be written to."""
+    """Return writable copies of the columns."""
     return {name: np.array(series.bars[name].to_numpy()) for name in CANDLES.names}
 
 
 def _with_future(
     series: Series, cut: int, future: dict[str, np.ndarray], times: np.ndarray, rates: np.ndarray
 ) -> Series:
-    """The series with other bars from the cut on, and other settlements after its open."""
+    """Return the series with other bars from the cut on, and other settlements after its open."""
     columns = _columns(series)
     for name, values in future.items():
         columns[name][cut:] = values

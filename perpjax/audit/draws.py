@@ -1,4 +1,4 @@
-"""Random accounts and orders, for comparing and for fuzzing: round numbers, corners, and what lies between."""
+"""Random accounts and orders for parity tests and fuzzing: round numbers, extremes, and values in between."""
 
 import numpy as np
 
@@ -13,11 +13,11 @@ CONFIGS = (
     EnvConfig(intrabar="optimistic", max_lots=1),
     EnvConfig(actions="box5", intrabar="optimistic", reward="shaped", opposite="close"),
 )
-"""Both codecs under all three rules, with the other choices spread over them."""
+"""Both codecs under all three intrabar rules; the other choices are spread over them."""
 
 
 def draw_params(rng: np.random.Generator, count: int) -> EnvParams:
-    """Parameters of `count` environments, [count]: round numbers, corners and what lies between."""
+    """Draw parameters of `count` environments, [count]: round numbers, extremes and values in between."""
 
     def pick(*choices: float) -> np.ndarray:
         return rng.choice(choices, count)
@@ -40,7 +40,7 @@ def draw_params(rng: np.random.Generator, count: int) -> EnvParams:
 
 
 def draw_actions(rng: np.random.Generator, config: EnvConfig, steps: int, count: int) -> np.ndarray:
-    """Actions [steps, count, 5] of accounts that trade at every bar or rarely, both ways or mostly one."""
+    """Draw actions [steps, count, 5] of accounts that trade at every bar or rarely, on both sides or mostly on one."""
     shape = (steps, count)
     side, bias, calm = rng.choice([-1, 1], count), rng.random(count), rng.choice([0.0, 0.5, 0.95], count)
     idle, biased = rng.random(shape) < calm, rng.random(shape) < bias

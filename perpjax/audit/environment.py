@@ -1,4 +1,4 @@
-"""Does the environment look ahead? The same actions are played in markets that differ only from a bar on."""
+"""Does the environment look ahead? The same actions are played in markets that differ only from one bar on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,11 +22,11 @@ from perpjax.vec import AutoReset, Env, VecEnv, replace_inner, unwrapped
 BEFORE, AFTER = 48, 24
 """Decisions from the earliest start to the cut, and from there to the end of play."""
 
-ALTERATIONS = {"perturbed": 1, "shuffled": 1, "perturbed, with what is known at its open": 0}
-"""How a market is altered, and how many rows after the cut the features and the ATR begin to differ.
+ALTERATIONS = {"perturbed": 1, "shuffled": 1, "perturbed, its own open included": 0}
+"""Kinds of alteration, each with the number of rows from the cut to the first altered features and ATR.
 
-Candles always differ from the cut on. In the third kind so does what they make known at the cut's own open: only the
-observation and the reward there may see that, never the account. (An ATR used a bar early is found so.)
+Candles always differ from the cut on. In the third kind features and ATR of the cut's own open differ too. Only the
+observation and the reward there may depend on them, never the account. This finds an ATR that is used a bar early.
 """
 _OBSERVED = ("obs", "reward")
 
@@ -34,22 +34,22 @@ _OBSERVED = ("obs", "reward")
 def audit_env(
     env: Env, *, policy: Act | None = None, cuts: Sequence[int] | None = None, num_envs: int = 32, seed: int = 0
 ) -> Audit:
-    """Judge every leaf of the environment's `State`: is it the same bits up to T_t whatever the market does after T_t?
+    """Judge every leaf of the environment's `State`: are its bits up to T_t independent of the market after T_t?
 
     Args:
-      env: a `PerpEnv`, or anything with its `reset`, `step`, `market` and `config` that `dataclasses.replace` can copy.
-        A wrapper around it holds it in the field `env`. An `AutoReset` or a `VecEnv` is left out, for a restart moves
-        the clock; other wrappers are audited with the environment.
+      env: a `PerpEnv`, or a dataclass with its `reset`, `step`, `market` and `config` that `replace` can copy.
+        A wrapper around it holds it in the field `env`. An `AutoReset` or a `VecEnv` is ignored, because a restart
+        moves the clock. Other wrappers are audited with the environment.
       policy: `(key, state)` to an action, the same in every market; uniformly random actions by default.
-      cuts: bars t from which the market is altered; by default the last one that may be traded and five drawn ones.
-      num_envs: episodes a market; they start from 48 bars before the cut up to the cut itself.
+      cuts: bars t from which the market is altered. By default the last tradable bar and five drawn bars.
+      num_envs: episodes in each market. They start from 48 bars before the cut up to the cut itself.
 
     Returns:
-      An item a leaf. `movement.bar` is the first decision at which it differed. A remark tells if nothing differed
-      even after the cut, or if no lot was opened before it: then the audit had nothing to see.
+      One item for each leaf. `movement.bar` is the first decision at which it differed. A remark says if nothing
+      differed even after the cut, or if no lot was opened before it. The audit then tested nothing.
 
     Raises:
-      ValueError: a cut that may not be traded, no environments, or a negative seed.
+      ValueError: a cut is not tradable, there are no environments, or the seed is negative.
     """
     rng, world = np.random.default_rng(check_seed(seed)), unwrapped(env, AutoReset, VecEnv)
     env = unwrapped(env)
@@ -79,9 +79,9 @@ def audit_env(
                         found[name] = Item(name, "accused", _name_entries(moved), movement)
     remarks = []
     if not opened:
-        remarks.append("no lot was opened before any cut: what orders do was not seen")
+        remarks.append("no lot was opened before any cut: the effect of orders was not tested")
     if not reacts:
-        remarks.append("equity never differed after a cut either: the audit had nothing to see")
+        remarks.append("equity never differed after a cut either: the audit tested nothing")
     return Audit(
         subject=type(world).__name__,
         bars=env.market.num_bars,
@@ -93,7 +93,7 @@ def audit_env(
 
 
 def alter_market(market: Market, cut: int, alteration: str, rng: np.random.Generator) -> Market:
-    """The market with other candles, funding, features and ATR from bar `cut` on; every row stays well-formed.
+    """Return the market with other candles, funding, features and ATR from bar `cut` on. Every row stays well-formed.
 
     Args:
       alteration: a key of `ALTERATIONS`.
@@ -111,7 +111,7 @@ def alter_market(market: Market, cut: int, alteration: str, rng: np.random.Gener
         prices = np.clip(np.round(prices * np.exp(rng.uniform(-1, 1, (n, 1, 1, k)))), 1, EXACT)
         valid = rng.random((n, k)) < 0.9
         rate = rng.uniform(-0.01, 0.01, n) * (rng.random(n) < 0.2)
-        rate[0] = rng.uniform(-1e-4, 1e-4)  # a rule that charges funding a bar early is seen at every cut
+        rate[0] = rng.uniform(-1e-4, 1e-4)  # a rule that charges funding a bar early fails at every cut
         atr[late:] = np.maximum(1, np.round(atr[late:] * np.exp(rng.uniform(-1, 1, len(atr) - late))))
         drawn = rng.normal(size=features[late:].shape)
         features[late:] = np.asarray(market.scaler_mean) + np.asarray(market.scaler_scale) * drawn
@@ -130,7 +130,7 @@ def _repeat_last_close(last: np.ndarray, valid: np.ndarray, before: float) -> No
 
 
 def _compile_play(env: Env, act: Act, steps: int) -> Callable[..., State]:
-    """`(market, starts, key)` to the states of all decisions, [1 + steps, envs]; one program for all markets."""
+    """Return a function from `(market, starts, key)` to all states, [1 + steps, envs]: one program for all markets."""
 
     @jax.jit
     def play(market: Market, starts: Array, key: Array) -> State:
@@ -149,14 +149,14 @@ def _compile_play(env: Env, act: Act, steps: int) -> Callable[..., State]:
 
 
 def _draw_cuts(env: PerpEnv, rng: np.random.Generator) -> list[int]:
-    """Five bars with room for the starts before them where there is any, and the last one that may be traded."""
+    """Draw five bars with room for the starts before them, if there is any, and add the last tradable bar."""
     firsts, lasts = (np.asarray(x) for x in (env.market.segments.first, env.market.segments.last))
     bars = np.concatenate([np.arange(min(a + BEFORE, b), b + 1) for a, b in zip(firsts, lasts, strict=True)])
     return [*rng.choice(bars, 5).tolist(), int(lasts[-1])]
 
 
 def _spread_starts(env: PerpEnv, cut: int, count: int) -> np.ndarray:
-    """First bars from an episode's reach before the cut up to the cut, inside its segment."""
+    """Return first bars from 48 bars, or one shorter episode, before the cut up to the cut, inside its segment."""
     segments = jax.tree.map(np.asarray, env.market.segments)
     first = segments.first[(segments.first <= cut) & (cut <= segments.last)].max()
     back = np.linspace(min(BEFORE, env.config.episode_length), 0, count).round().astype(np.int32)
@@ -164,7 +164,7 @@ def _spread_starts(env: PerpEnv, cut: int, count: int) -> np.ndarray:
 
 
 def _leaves(states: State) -> dict[str, np.ndarray]:
-    """Every leaf by its path; keys as their numbers."""
+    """Return every leaf by its path: random keys as their data."""
     named: dict[str, Any] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(states):
         data = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -173,7 +173,7 @@ def _leaves(states: State) -> dict[str, np.ndarray]:
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Bit for bit, [decisions, environments, entries]."""
+    """Return where the bits differ, [decisions, environments, entries]."""
     bits = f"u{a.dtype.itemsize}"
     return (a.view(bits) != b.view(bits)).reshape(*a.shape[:2], -1)
 
@@ -198,6 +198,6 @@ def _describe(
 
 
 def _name_entries(moved: np.ndarray) -> tuple[str, ...]:
-    """Which entries of a leaf with several."""
+    """Name the moved entries of a leaf with several entries."""
     entries = moved.any(axis=(0, 1)).nonzero()[0]
     return (f"entries {', '.join(map(str, entries))}",) if moved.shape[-1] > 1 else ()

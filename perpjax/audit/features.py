@@ -1,8 +1,8 @@
-"""Does a feature function look ahead? It is run on other futures, and what was known before them must not move.
+"""Does a feature function look ahead? It runs on other futures, and the rows known before them must not change.
 
-What is found: every dependence of row t on bars >= t or on settlements after T_t that shows itself in one of some
-hundred comparisons; see `cut_parts` for where the cuts lie. What is not: a leak that acts only in rows and on data
-that are not among them, for example on one day of the year.
+The audit finds a dependence of row t on bars >= t, or on settlements after T_t, if it appears in one of some hundred
+comparisons. `cut_parts` lists the cuts. A leak in other rows or on other data stays unseen, for example a leak on one
+day of the year.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +24,8 @@ from perpjax.features import append_next_bar, core_features
 NOISE = 1e-9
 """A movement within this fraction of the column's spread is rounding, not information.
 
-Float64 rounds at 1e-16; sums over a year of bars, and differences of prices ten thousand times larger than they, lose
-six digits of that. What is smaller could not be read anyway: features are stored in float32, which rounds at 6e-8.
+Float64 rounds at 1e-16. Sums over a year of bars lose six digits, and so do differences of prices ten thousand times
+their size. Smaller movements could not be read anyway: features are stored in float32, which rounds at 6e-8.
 """
 
 _DAY, _WEEK = 96, 672  # bars
@@ -41,18 +41,18 @@ class Output(NamedTuple):
     values: np.ndarray
     """[rows, F] float64."""
     resolution: np.ndarray
-    """[F] the relative rounding of each column's type."""
+    """[F] relative rounding of each column's type."""
 
 
 class Part(NamedTuple):
-    """A stretch of the data, what the function makes of it, and where its future is to be altered."""
+    """A part of the data, the function's output on it, and the cuts at which its future is altered."""
 
     name: str
     first: int
-    """Its first bar, in bars of all data."""
+    """Its first bar, counted in the whole data."""
     series: Series
     cuts: tuple[int, ...]
-    """In bars of the part."""
+    """Bars, counted in the part."""
     base: Output
     spread: np.ndarray
     """[F] see `_measure_spread`."""
@@ -75,24 +75,25 @@ def audit_features(
     seed: int = 0,
     track: Callable[[Sequence[Trial]], Iterable[Trial]] = iter,
 ) -> Audit:
-    """Judge every column of a feature function: does anything known at T_t move when only the time after it changes?
+    """Judge every column of a feature function: does a value known at T_t change if only later data changes?
 
-    The function is called as `build_market` calls it, on all of the data, on parts of it, with gaps made in it, and
-    each time again with every bar from a cut on and every settlement after its open perturbed, left out, or shuffled.
+    The function is called as `build_market` calls it: on the whole data, on parts of it, and with gaps made in it.
+    It is called again with the bars from a cut on, and the settlements after its open, perturbed, left out or shuffled.
 
     Args:
       fn: `(bars, funding) -> table`, as for `build_market`; or "core".
       candles, funding: tables of `perpjax.data.contract`.
-      cuts: bars to cut the whole data at, instead of those drawn with `seed`.
+      cuts: bars at which the whole data is cut, instead of those drawn with `seed`.
       track: wraps the list of trials while they run, to show progress.
 
     Returns:
-      An item a column: accused with the movement that looked furthest ahead, clean, or undecided where two calls on
-      the same input differ. Columns that are constant, or not finite after their first finite value, are remarked.
+      One item for each column. It is accused, with the movement of largest look-ahead; or clean; or undecided, if two
+      calls on the same input differ. Columns that are constant, or not finite after their first finite value, get a
+      remark.
 
     Raises:
-      DataError: candles or funding break the contract or are too few; the function raises or does not return such a
-        table; the message says on which input.
+      DataError: candles or funding break the contract or are too few, or the function raises or returns no such
+        table. The message names the input.
       ValueError: a cut outside the data, or a negative seed.
     """
     seed = check_seed(seed)
@@ -104,11 +105,11 @@ def audit_features(
     bars, warm = series.bars.num_rows, _find_warm_up(base)
     if bars < warm + 2 * _DAY:
         raise DataError(
-            f"candles: {bars} bars of 15 minutes are too few to audit what warms up for {warm}; "
+            f"candles: {bars} bars of 15 minutes are too few to audit features that warm up for {warm}; "
             f"give {warm + 2 * _DAY} or more"
         )
     parts = cut_parts(fn, series, base, warm, np.random.default_rng(seed), cuts)
-    # A function may need its warm-up to run at all, and the builder never gives it less.
+    # A function may fail on less than its warm-up, and the builder never passes it less.
     trials = [
         Trial(part, cut, alteration)
         for part in parts
@@ -121,7 +122,7 @@ def audit_features(
         for name, movement in run_trial(fn, trial, np.random.default_rng(seed_words(seed, i))):
             if name not in found or found[name].ahead < movement.ahead:
                 found[name] = movement
-    # Last, so that a function that remembers its earlier calls is found out too.
+    # Last, to find a function that remembers its earlier calls.
     steady = _same(base.values, call(fn, series, "all bars, again").values).all(axis=0)
     return Audit(
         subject=f"{fn.__module__}:{getattr(fn, '__qualname__', type(fn).__name__)}",
@@ -134,7 +135,7 @@ def audit_features(
 
 
 def lay_series(candles: pa.Table, funding: pa.Table | None) -> Series:
-    """Bars and settlements as the builder makes them of candles and funding.
+    """Return bars and settlements as the builder makes them from candles and funding.
 
     Raises:
       DataError: either table breaks the contract.
@@ -143,15 +144,15 @@ def lay_series(candles: pa.Table, funding: pa.Table | None) -> Series:
     grid = gr.lay_candles(candles, infer_interval_ms(candles))
     if funding is not None:
         funding = validate(funding, FUNDING, "funding")
-        gr.lay_funding(funding, None, grid, tick=1.0)  # for what it refuses
+        gr.lay_funding(funding, None, grid, tick=1.0)  # only for its checks
     return Series(gr.make_bars(grid), funding)
 
 
 def call(fn: FeatureFunction, series: Series, label: str) -> Output:
-    """The columns that the function makes of a series, N + 1 rows, checked as the builder checks them.
+    """Return the function's columns on a series, N + 1 rows, checked as the builder checks them.
 
     Raises:
-      DataError: saying on which input, by `label`.
+      DataError: the function raises, or its table is refused. The message names the input by `label`.
     """
     bars = series.bars.num_rows
     try:
@@ -175,13 +176,14 @@ def cut_parts(
     rng: np.random.Generator,
     cuts: Sequence[int] | None = None,
 ) -> list[Part]:
-    """What is audited, and where it is cut; most of it is as short as the warm-up allows, whatever the data's length.
+    """Return the audited parts with their cuts. All but the first are as short as the warm-up allows.
 
-    - All bars: at random bars, before and after the largest move, and at the end.
-    - The first bars: early, inside the warm-ups that a back-fill fills.
-    - Bars with gaps, from the middle: just before, inside and after gaps made in them, and after the jumps that follow.
-    - A day's bars: at each of the 96 of a Monday, the last one if there is one. So every phase of a resampling by hours
-      or days is met, and what looks ahead by a single bar, once a day or when a week begins.
+    - All bars: cut at random bars, before and after the largest move, and at the end.
+    - The first bars: cut early, inside the warm-up rows that a back-fill would fill.
+    - Bars with gaps, from the middle: cut just before, inside and after the gaps, and after the jumps that follow.
+    - A day's bars: cut at each of the 96 bars of the last Monday, or of the last day if there is no Monday. These cuts
+      meet every phase of a resampling by hours or days. They also meet a look-ahead of a single bar, once a day or at
+      the beginning of a week.
     """
     bars = series.bars.num_rows
     if cuts is None:
@@ -214,7 +216,7 @@ def cut_parts(
 
 
 def run_trial(fn: FeatureFunction, trial: Trial, rng: np.random.Generator) -> list[tuple[str, Movement]]:
-    """Every column that moved at or before the cut, and how."""
+    """Return every column that moved at or before the cut, with its movement."""
     part, cut, alteration = trial
     output = call(
         fn, ALTERATIONS[alteration](part.series, cut, rng), f"{part.name}, {alteration} from bar {part.first + cut} on"
@@ -254,7 +256,7 @@ def _judge(base: Output, column: int, steady: bool, movement: Movement | None) -
 
 
 def _remark(values: np.ndarray) -> tuple[str, ...]:
-    """What is odd about a column, whether it looks ahead or not."""
+    """Return remarks on a column that do not concern look-ahead."""
     finite = _is_stored(values)
     if not finite.any():
         return ("non-finite: in every row",)
@@ -269,14 +271,14 @@ def _remark(values: np.ndarray) -> tuple[str, ...]:
 
 
 def _find_warm_up(output: Output) -> int:
-    """The first row from 673 on in which every column has a value that ever has one."""
+    """Return the first row from 673 on in which every column with any value has one."""
     return max(FIRST_DECISION, *(int(x.argmax()) for x in _is_stored(output.values).T))
 
 
 def _measure_spread(output: Output) -> np.ndarray:
-    """Standard deviation of each column, or its estimate from the quartiles where that is less; 0 if constant, [F].
+    """Return the standard deviation of each column, or its estimate from the quartiles if smaller; 0 if constant, [F].
 
-    An outlier must not hide what happens beside it.
+    An outlier must not hide movements of the other rows.
     """
     spreads = np.zeros(len(output.names))
     for i, values in enumerate(output.values.T):
@@ -289,7 +291,7 @@ def _measure_spread(output: Output) -> np.ndarray:
 
 
 def _is_stored(values: np.ndarray) -> np.ndarray:
-    """Where the market, which holds float32, has a finite value."""
+    """Return where the value is finite in float32, the type of the market."""
     with np.errstate(over="ignore"):
         return np.isfinite(values.astype(np.float32))
 

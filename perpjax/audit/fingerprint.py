@@ -1,4 +1,4 @@
-"""One hash of everything in a pytree: what two runs must agree on to the last bit."""
+"""One hash of a whole pytree: equal if two runs agree to the last bit."""
 
 import hashlib
 from typing import Any
@@ -8,12 +8,12 @@ import numpy as np
 
 
 def fingerprint(tree: Any) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bytes of all leaves (random keys as their data), in hexadecimal.
+    """Return the hexadecimal SHA-256 of the paths, dtypes, shapes and bytes of all leaves (random keys as their data).
 
     Equal seeds give equal fingerprints for one compiled program on one machine, in any process. Another jax, another
-    processor or a changed program may order the same sums differently. On a GPU the simulator has nothing that
-    depends on the order of threads, but XLA may choose other kernels for the trainer's matrix products from run to
-    run: `XLA_FLAGS="--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"` asks it not to.
+    processor or a changed program may order the same sums differently. On a GPU no result of the simulator depends on
+    the order of threads. XLA may choose other kernels for the trainer's matrix products from run to run;
+    `XLA_FLAGS="--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"` prevents this.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

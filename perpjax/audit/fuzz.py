@@ -1,4 +1,4 @@
-"""Random steps by the million, each of them checked on the device.
+"""Random steps by the million, each checked on the device.
 
 python -m perpjax.audit.fuzz --steps 1_000_000_000
 """
@@ -30,21 +30,21 @@ from perpjax.vec import env_axes
 from perpjax.xla import Target, default_platform, where_rows
 
 CHUNK = 256
-"""Steps of every environment between two looks of the host."""
+"""Steps of every environment in one call from the host."""
 CALM = (0.0, 0.5, 0.97)
-"""How often an account leaves well alone; a third of the environments each."""
+"""Probability of HOLD; each value for a third of the environments."""
 MONEY = 1e-6
-"""What float32 may leave out of a sum of money, relative to its largest term."""
+"""Bound on the float32 error of a sum of money, relative to its largest term."""
 MAX_SEED = 2**60
-"""Of a run; each of its choices takes a seed of its own, a multiple of this one plus its number."""
+"""Largest seed of a run. Each static choice takes a seed of its own: a multiple of the run's seed plus its number."""
 _ENDS = ("stopped", "targets", "timed_out", "closed", "liquidated")
 
 
 def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Array, ""]]:
-    """What must hold after any step from a state that is not over: name to whether it does.
+    """Check the invariants of any step from a state that is not over: the result maps names to booleans.
 
-    The last one says that lots cost no more than their margins and fees, in sum: what is not posted as margin (the free
-    money) falls only by what the new lot posts and pays to enter, whatever happens to the others.
+    The last check says that lots cost no more than their margins and fees, in sum. The free money, which is not posted
+    as margin, falls only by margin and entry fee of the new lot. The other lots cannot lower it.
     """
     params, market = env.params, env.market
     lots, ledger = after.account.lots, after.account.ledger
@@ -59,7 +59,7 @@ def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Arra
     new = held & (lots.age == 1)
     free, was_free = (s.account.wallet - jnp.sum(s.account.lots.margin) for s in (after, before))
     paid = jnp.sum(jnp.where(new, lots.margin + params.taker_fee * lots.quantity * lots.entry * tick_value, 0))
-    stillborn = opened > jnp.sum(new)  # opened and gone in one bar: its margin is known to be at most what was free
+    stillborn = opened > jnp.sum(new)  # opened and ended in one bar: its margin was at most the free money
     floor = 1e-3 * params.initial_equity
     gain = jnp.log(jnp.maximum(after.equity, floor) / jnp.maximum(before.equity, floor))
     noise = MONEY * (10 + 2 * size / jnp.maximum(jnp.minimum(before.equity, after.equity), floor))
@@ -113,7 +113,7 @@ def _never_fall(before: Ledger, after: Ledger) -> Bool[Array, ""]:
 
 
 def _balances(state: State, initial: Array) -> Bool[Array, ""]:
-    """In two-float arithmetic; a step's fees and losses were each added up in float32 before they were posted."""
+    """Check the wallet in two-float arithmetic. A step's fees and losses were each summed in float32 before posting."""
     a, ledger = state.account, state.account.ledger
     low = dict(zip(SUMS, ledger.low, strict=True))
     paid = ("fees", "funding", "liquidation_losses")
@@ -126,14 +126,14 @@ def _balances(state: State, initial: Array) -> Bool[Array, ""]:
 
 
 class Tally(NamedTuple):
-    """What a run has come to."""
+    """Counts of a run."""
 
     steps: int
     episodes: int
     ruined: int
     liquidated: int
     broken: dict[str, int]
-    """How often each check failed."""
+    """Number of failures of each check."""
 
     def __add__(self, other: "Tally") -> "Tally":
         broken = {n: self.broken.get(n, 0) + other.broken.get(n, 0) for n in other.broken | self.broken}
@@ -145,10 +145,10 @@ NOTHING = Tally(0, 0, 0, 0, {})
 
 @functools.partial(jax.jit, static_argnames="steps")
 def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tuple[State, Int[Array, "3"], dict]:
-    """Random orders for every environment; `env.params` and `calm` are [envs].
+    """Play random orders in every environment; `env.params` and `calm` are [envs].
 
     Returns:
-      The states, how many episodes ended, were ruined and lots liquidated, and how often each check failed.
+      The states; the numbers of ended episodes, ruined episodes and liquidated lots; the failures of each check.
     """
 
     target = Target(default_platform(), calm.shape[0])
@@ -179,7 +179,7 @@ def check_envs(num_envs: int, max_lots: int) -> None:
     """Raise unless a chunk's counts fit int32: an account ends at most the lots it held and one for each step."""
     most = (2**31 - 1) // (CHUNK + max_lots)
     if not 1 <= num_envs <= most:
-        raise ValueError(f"num_envs is {num_envs}; it must be in [1, {most}], for a chunk's counts are int32")
+        raise ValueError(f"num_envs is {num_envs}; it must be in [1, {most}], because a chunk's counts are int32")
 
 
 def fuzz(
@@ -190,10 +190,10 @@ def fuzz(
     seed: int = 0,
     progress: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
-    """Play at least `steps` random steps with drawn parameters, and count what does not hold.
+    """Play at least `steps` random steps with drawn parameters, and count the failures.
 
     Args:
-      progress: is told what each chunk came to.
+      progress: called with the tally of each chunk.
     """
     check_envs(num_envs, config.max_lots)
     env = PerpEnv(market, draw_params(np.random.default_rng(check_seed(seed)), num_envs), config)
@@ -213,22 +213,22 @@ def fuzz(
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Play random steps on random accounts and check every one of them; exit status 1 if anything does not hold.
+    """Play random steps on random accounts and check each of them; exit status 1 if a check fails.
 
-    No number may become infinite or NaN, no quantity negative; the ledger must add up to the wallet, equity to the
-    wallet and what is unrealised, opened lots to those ended and those held; rewards must be the log return; and no
-    lot may cost more than its margin and fees. Fees, slippage, exposure, leverage and accounts are drawn; both action
-    codecs and the three intrabar rules take turns on every dataset.
+    No number may become infinite or NaN, and no quantity negative. The ledger must add up to the wallet, and wallet and
+    unrealised profit to equity. Opened lots must equal ended and held lots. Rewards must be the log return. No lot may
+    cost more than its margin and fees. Fees, slippage, exposure, leverage and accounts are drawn. Both action codecs
+    and the three intrabar rules take turns on every dataset.
     """
 
     steps: int = 20_000_000
-    """In all; rounded up to whole chunks."""
+    """Steps in total; rounded up to whole chunks."""
     dataset: tuple[str, ...] = ("synthetic:crash", "synthetic:signal", "synthetic:martingale")
     """Synthetic markets, or folders written by `python -m perpjax.data.build`; they take equal shares."""
     num_envs: int = 4096
     """Environments stepped together."""
     seed: int = 0
-    """Of everything drawn."""
+    """Seed of all draws."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: Args) -> dict[str, Tally]:
-    """The tally of each dataset."""
+    """Return the tally of each dataset."""
     if args.steps < 1:
         raise ValueError(f"steps is {args.steps}; it must be at least 1")
     check_seed(args.seed, high=MAX_SEED)
@@ -269,7 +269,7 @@ def run(args: Args) -> dict[str, Tally]:
 
 
 def print_tallies(tallies: dict[str, Tally]) -> None:
-    """The table, and the checks with how often each failed."""
+    """Print the table, and each check with its number of failures."""
     console, table, total = Console(), Table(title="random steps"), sum(tallies.values(), NOTHING)
     table.add_column("dataset", overflow="fold", min_width=22)
     for name in ("steps", "episodes", "ruined", "liquidated"):

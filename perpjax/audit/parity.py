@@ -1,4 +1,4 @@
-"""Does the simulator do what the float64 twin does? Random episodes on any market, every step compared.
+"""Comparison of the simulator with the float64 twin: random episodes on any market, every step compared.
 
 python -m perpjax.audit.parity --episodes 1000
 python -m perpjax.audit.parity --dataset datasets/orca synthetic:crash --episodes 10000 --workers 2
@@ -48,24 +48,25 @@ from perpjax.reference import Twin, step_like
 from perpjax.state import State
 
 MOST_TASKS = 1_000_003
-"""Of a run: the seed of a task is this times the run's seed, plus the task's number. No two runs share one."""
+"""Bound on the tasks of a run. The seed of a task is this times the run's seed, plus the task's number: no two runs
+share a seed."""
 MOST_WORKERS = 256
 BATCH = 32
-"""Episodes played together: one draw of the window, one market for the twins."""
+"""Episodes played together, on one drawn window of the market."""
 SINGLE_STEPS = 20
-"""States drawn from each episode, for one step that starts with both exactly equal."""
+"""States drawn from each episode, each for one step from exactly equal states."""
 
 
 class Outcome(NamedTuple):
-    """What a number of episodes came to."""
+    """Results of a number of episodes."""
 
     episodes: int
     steps: int
     near_ties: int
     flipped: int
-    """Near-ties that float32 took the other way."""
+    """Near-ties that float32 decided the other way."""
     wallet_error: float
-    """Largest difference, relative to the largest equity that the account had had."""
+    """Largest difference, relative to the largest equity of the account so far."""
     equity_error: float
     events: Counter
     """Counts of the ledger, and of verdicts, over all episodes."""
@@ -82,13 +83,13 @@ NOTHING = Outcome(0, 0, 0, 0, 0.0, 0.0, Counter(), ())
 
 @jax.jit
 def step_each(env: PerpEnv, states: State, actions: jax.Array) -> State:
-    """One step of each state [count] with its own parameters; every leaf of `env.params` is [count]."""
+    """Step each state [count] once with its own parameters; every leaf of `env.params` is [count]."""
     return jax.vmap(lambda params, s, a: env.replace(params=params).step(s, a))(env.params, states, actions)
 
 
 @jax.jit
 def record(env: PerpEnv, starts: jax.Array, actions: jax.Array) -> State:
-    """The states of an episode each, [steps + 1, count]; every leaf of `env.params` is [count]."""
+    """Return the states of one episode for each start, [steps + 1, count]; every leaf of `env.params` is [count]."""
 
     def step(states: State, action: jax.Array) -> tuple[State, State]:
         states = step_each(env, states, action)
@@ -100,14 +101,15 @@ def record(env: PerpEnv, starts: jax.Array, actions: jax.Array) -> State:
 
 
 def compare_episodes(env: PerpEnv, starts: np.ndarray, actions: np.ndarray) -> tuple[Outcome, State]:
-    """Play whole episodes in both.
+    """Play whole episodes in simulator and twin.
 
     Args:
-      env: its market of one symbol and one segment, every leaf of its parameters [count].
-      starts: [count] first bars; actions: [steps, count, 5].
+      env: an environment on a market of one symbol and one segment, with every leaf of its parameters [count].
+      starts: [count] first bars.
+      actions: [steps, count, 5].
 
     Returns:
-      What came of it, and the simulator's states [steps + 1, count].
+      The outcome, and the simulator's states [steps + 1, count].
     """
     states = record(env, jnp.asarray(starts), jnp.asarray(actions))
     host = to_host(states)
@@ -121,10 +123,12 @@ def compare_episodes(env: PerpEnv, starts: np.ndarray, actions: np.ndarray) -> t
 
 
 def compare_steps(env: PerpEnv, states: State, actions: np.ndarray) -> Outcome:
-    """One step from each of the given states [count], which the twin takes over as they are.
+    """Compare one step from each of the given states [count], loaded into the twin.
 
     Args:
-      env: every leaf of `env.params` is [count]; actions: [count, 5].
+      env: an environment with every leaf of `env.params` [count].
+      states: [count].
+      actions: [count, 5].
     """
     after, states = to_host(step_each(env, states, jnp.asarray(actions))), to_host(states)
     market, total = twin_market(env.market), NOTHING
@@ -145,11 +149,11 @@ def compare_steps(env: PerpEnv, states: State, actions: np.ndarray) -> Outcome:
 
 
 def compare(market: Market, config: EnvConfig, episodes: int, seed: int = 0) -> Outcome:
-    """Drawn episodes on a market of one symbol, and single steps from states drawn out of them.
+    """Compare drawn episodes on a market of one symbol, and single steps from states drawn from them.
 
     Args:
-      market: a window of two episodes is drawn from it.
-      config: the static choices; `episode_length` is that of the episodes.
+      market: the source of a drawn window of two episodes.
+      config: the static choices, with the length of the episodes.
     """
     rng, length = np.random.default_rng(seed), config.episode_length
     window = min(market.num_bars, FIRST_DECISION + 2 * length)
@@ -170,12 +174,12 @@ def compare(market: Market, config: EnvConfig, episodes: int, seed: int = 0) -> 
 
 
 def take(tree: Any, i: int) -> Any:
-    """Row i of every leaf."""
+    """Return row i of every leaf."""
     return jax.tree.map(lambda x: x[i], tree)
 
 
 def to_host(states: State) -> State:
-    """The same in numpy arrays, its keys as plain integers."""
+    """Return the states as numpy arrays, with keys as plain integers."""
     return jax.device_get(states.replace(key=jax.random.key_data(states.key)))
 
 
@@ -183,23 +187,23 @@ def to_host(states: State) -> State:
 class Args:
     """Compare the simulator with its float64 twin on random episodes; exit status 1 if they disagree.
 
-    Orders, fees, slippage, exposure, leverage and accounts are drawn; both action codecs, the three intrabar rules
+    Orders, fees, slippage, exposure, leverage and accounts are drawn. Both action codecs, the three intrabar rules
     and the other static choices take turns. The twin shares no code with the simulator and takes the same float32
-    inputs. Every level of every lot, every count, verdict and flag must be equal, every posting equal to float32, and
-    wallet and equity within 1e-6 of the largest equity so far, to the end. Near-ties (SPEC section 1) are decided as
-    the simulator decided them, and counted.
+    inputs. Every level of every lot, every count, verdict and flag must be equal. Every posting must be equal to
+    float32 precision, and wallet and equity within 1e-6 of the largest equity so far, to the end. Near-ties
+    (docs/semantics.md, section "Units") are decided as the simulator decided them, and counted.
     """
 
     dataset: tuple[str, ...] = ("synthetic:crash", "synthetic:signal", "synthetic:martingale")
     """Folders written by `python -m perpjax.data.build`, or synthetic markets; they take equal shares."""
     episodes: int = 600
-    """In all; rounded up to whole batches."""
+    """Episodes in total; rounded up to whole batches."""
     length: int = 672
     """Bars of an episode."""
     seed: int = 0
-    """Of everything drawn."""
+    """Seed of all draws."""
     workers: int = 1
-    """Processes."""
+    """Number of processes."""
 
 
 class Task(NamedTuple):
@@ -230,20 +234,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(args: Args) -> list[Task]:
-    """The batches of a run, each with a seed of its own.
+    """Return the batches of a run, each with a seed of its own.
 
     Raises:
-      ValueError: for a number out of range, or an unknown dataset.
+      ValueError: a number is out of range, or a dataset is unknown.
     """
     for name, value in (("episodes", args.episodes), ("length", args.length), ("workers", args.workers)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     check_seed(args.seed)
     if args.workers > MOST_WORKERS:
-        raise ValueError(f"workers is {args.workers}; it must be at most {MOST_WORKERS}, for each is a process")
+        raise ValueError(f"workers is {args.workers}; it must be at most {MOST_WORKERS}, because each is a process")
     most = BATCH * (MOST_TASKS - len(args.dataset))
     if args.episodes > most:
-        raise ValueError(f"episodes is {args.episodes}; it must be at most {most}, for each batch has its own seed")
+        raise ValueError(f"episodes is {args.episodes}; it must be at most {most}, because each batch has its own seed")
     config = EnvConfig(episode_length=args.length)
     for dataset in args.dataset:  # a wrong name or length is found before anything runs
         PerpEnv(load(dataset), config=config)
@@ -258,7 +262,7 @@ def plan(args: Args) -> list[Task]:
 
 
 def run(args: Args) -> dict[str, Outcome]:
-    """The outcome on each dataset. An exception of a worker ends all workers at once.
+    """Return the outcome on each dataset. An exception in a worker ends all workers at once.
 
     Raises:
       BrokenProcessPool: a worker process died.
@@ -291,20 +295,20 @@ def run(args: Args) -> dict[str, Outcome]:
 
 
 def run_task(task: Task) -> tuple[Task, Outcome]:
-    """One batch, in a worker."""
+    """Run one batch, in a worker."""
     return task, compare(load(task.dataset), task.config, task.episodes, task.seed)
 
 
 @functools.cache
 def load(dataset: str) -> Market:
-    """The whole market of a dataset."""
+    """Load the whole market of a dataset."""
     return load_market(dataset)
 
 
 def print_outcomes(outcomes: dict[str, Outcome]) -> None:
-    """The table, the events, and the first disagreements."""
+    """Print the table, the events, and the first disagreements."""
     console = Console()
-    caption = "in brackets: near-ties taken as float32 took them"
+    caption = "in brackets: near-ties that float32 decided the other way"
     table = Table(title="simulator and float64 twin", caption=caption, box=SIMPLE_HEAD)
     table.add_column("dataset", overflow="fold")
     for name in ("episodes", "steps", "near-ties", "error", "wrong"):

@@ -1,4 +1,4 @@
-"""How much hangs on the path inside a candle: the same policy on the same windows under the three intrabar rules."""
+"""Dependence on the path inside a candle: one policy on the same windows under the three intrabar rules."""
 
 import dataclasses
 from typing import get_args
@@ -17,7 +17,7 @@ from perpjax.vec import Env, replace_inner, unwrapped
 
 @dataclasses.dataclass(frozen=True)
 class Play:
-    """What became of the policy under one rule, each [windows]."""
+    """Results of the policy under one rule, each [windows]."""
 
     returns: Float[np.ndarray, "windows"]
     """Fractions of the initial equity."""
@@ -25,13 +25,13 @@ class Play:
     stops: Float[np.ndarray, "windows"]
     targets: Float[np.ndarray, "windows"]
     ambiguous: Float[np.ndarray, "windows"]
-    """Lots that ended in a candle that reached two or more of their levels and whose open decided nothing."""
+    """Lots that ended in a candle that reached two or more of their levels, while its open reached none."""
 
     @property
     def ambiguous_share(self) -> float:
-        """`ambiguous` over all lots that a price ended (liquidations + stops + targets), 0 .. 1; 0 if there is none.
+        """Return `ambiguous` over all lots ended by a price (liquidations + stops + targets), 0 .. 1; 0 without any.
 
-        Lots that were closed by order or by age, and those that are still open, are in neither.
+        Lots closed by an order or a timeout, and lots still open, count in neither number.
         """
         ended = float((self.liquidations + self.stops + self.targets).sum())
         return float(self.ambiguous.sum()) / ended if ended else 0.0
@@ -45,15 +45,15 @@ class PathSensitivity:
 
     @property
     def ambiguous_share(self) -> float:
-        """That of `nearest`, the default rule: the share of ended lots of which the candles do not say how."""
+        """Return the share for `nearest`, the default rule: exits that the candles alone do not determine."""
         return self.plays["nearest"].ambiguous_share
 
     def mean_return(self, rule: Intrabar) -> tuple[float, float]:
-        """Mean return of a window and its standard error (NaN with a single window)."""
+        """Return the mean return of a window and its standard error (NaN with a single window)."""
         return estimate_mean(self.plays[rule].returns)
 
     def difference(self, rule: Intrabar) -> tuple[float, float]:
-        """Mean return less that of `nearest` on the same window, and the standard error of the paired difference."""
+        """Return the mean paired difference of the returns from those of `nearest`, and its standard error."""
         return estimate_mean(self.plays[rule].returns - self.plays["nearest"].returns)
 
     def __str__(self) -> str:
@@ -65,11 +65,11 @@ def path_sensitivity(
 ) -> PathSensitivity:
     """Play a policy under each intrabar rule, with the same random numbers from the same first bars.
 
-    Where the results agree, the candles are fine enough. No rule bounds what a policy earns: another exit leaves
-    another account, with which it goes on to trade otherwise.
+    If the results agree, the candles are fine enough. The three results do not bracket the truth: a different exit
+    changes the account, and the policy then trades differently.
 
     Args:
-      env: its own rule does not matter; wrappers as in `play_windows`.
+      env: the environment; its own intrabar rule is ignored. Wrappers as in `play_windows`.
       policy: `(key, state)` to an action.
       starts: first bars, by default of every window that fits without overlap.
 
@@ -94,17 +94,17 @@ def path_sensitivity(
 
 
 def estimate_mean(x: Float[np.ndarray, "n"]) -> tuple[float, float]:
-    """Mean and its standard error, NaN for a single value."""
+    """Return the mean and its standard error, NaN for a single value."""
     return float(np.mean(x)), float(np.std(x, ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
 
 
 def tabulate(found: PathSensitivity) -> Table:
-    """A row for each rule."""
+    """Return a table with a row for each rule."""
     windows = len(found.plays["nearest"].returns)
-    table = Table(title="How much hangs on the path inside a candle", title_justify="left", caption_justify="left")
+    table = Table(title="Dependence on the path inside a candle", title_justify="left", caption_justify="left")
     table.caption = (
         f"{windows} windows; returns in % of initial equity, ± one standard error; the difference is paired by window. "
-        "ambiguous: share of the lots ended by a price whose candle reached several of their levels."
+        "ambiguous: share of the lots ended by a price, in a candle that reached several of their levels."
     )
     table.add_column("rule", no_wrap=True)
     for head in ("return %", "less nearest", "liquidations", "stops", "targets", "ambiguous %"):

@@ -1,4 +1,4 @@
-"""Every lot of an episode, from its opening to its end, as the float64 twin saw it."""
+"""Every lot of an episode, from its opening to its end, as recorded by the float64 twin."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ class LotLife:
 
     slot: int
     lot: Lot
-    """At its opening. A lot held in the first state: as it was there."""
+    """The lot at its opening. For a lot held in the first state: the lot in that state."""
     entry_bar: int
-    """May lie before the first state."""
+    """Bar of the opening; it may lie before the first state."""
     liquidations: list[float] = dataclasses.field(default_factory=list)
-    """Its liquidation price in each bar that the replay saw it live through; 0: none. Funding moves it."""
+    """Its liquidation price in each replayed bar; 0: none. Funding moves it."""
     exit_bar: int | None = None
     """None: still open in the last state."""
     exit: Exit | None = None
@@ -36,7 +36,7 @@ def replay_lots(env: PerpEnv, states: Sequence[State], actions: Sequence[ArrayLi
     """Replay steps of the simulator in the float64 twin, and record every lot that was held or opened.
 
     Args:
-      states: consecutive and unbatched, of one episode, without auto-reset; the first need not be a fresh one.
+      states: consecutive and unbatched, of one episode, without auto-reset. The first need not come from a reset.
       actions: one between each state and the next.
 
     Returns:
@@ -52,7 +52,7 @@ def replay_lots(env: PerpEnv, states: Sequence[State], actions: Sequence[ArrayLi
             raise ValueError(f"a state of {np.shape(state.t)} environments; give states of one, see VecEnv.one")
     told = jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(s.replace(key=None)) for s in states))
     _check_clock(told)
-    # The twin gets the bars of these states and the one before: a whole market would take longer than the replay.
+    # The twin gets the bars of these states and one more before: a whole market would take longer than the replay.
     start = int(told.t[0])
     moved = told.replace(t=told.t - (start - 1), end=told.end - (start - 1))
     seen = Seen(moved)
@@ -68,7 +68,7 @@ def replay_lots(env: PerpEnv, states: Sequence[State], actions: Sequence[ArrayLi
     for bar, why in enumerate(lead(twin, seen, chosen), start):
         if why:
             raise ValueError(f"the float64 twin and the simulator disagree in bar {bar}: {why}")
-        # Exits come first: the lot that takes a slot in this bar follows the one that leaves it.
+        # Exits come first: a lot may take a slot that another lot left in this bar.
         present = [(x.slot, x.lot, x) for x in twin.state.exits]
         present += [(slot, lot, None) for slot, lot in enumerate(twin.state.lots) if lot]
         for slot, lot, end in present:
@@ -95,7 +95,7 @@ def _check_clock(states: State) -> None:
 
 
 def _cut(market: Market, states: State) -> Market:
-    """The rows that the states were made of, and their instrument; a market may hold many symbols and years."""
+    """Return the rows of the states, and their instrument. A market may hold many symbols and years."""
     row = 0 if market.instruments.tick_size.shape[0] == 1 else int(states.instrument[0])
     return market.replace(
         rows=market.rows[int(states.t[0]) - 1 : int(states.t[-1]) + 1],

@@ -1,4 +1,4 @@
-"""What an audit found, as plain data and as a table for people."""
+"""The findings of an audit, as plain data and as a printed table."""
 
 import dataclasses
 from typing import Any, Literal
@@ -9,31 +9,31 @@ from rich.table import Table
 from rich.text import Text
 
 Judgement = Literal["clean", "accused", "undecided"]
-"""Undecided: it differs between two calls on the same input, so nothing can be said of the future."""
+"""Undecided: it differs between two calls on the same input, so look-ahead cannot be judged."""
 
 _COLORS = {"accused": "bold red", "undecided": "yellow", "clean": "green"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Movement:
-    """The proof of an accusation: what was known before the cut moved when only what comes after it was altered."""
+    """The proof of an accusation: a value known before the cut moved, although only later data was altered."""
 
     bar: int
-    """The first bar whose value moved."""
+    """The first bar with a moved value."""
     time: str
     """Open of that bar, UTC."""
     cut: int
-    """The alteration begins with this bar; what is known at its open must not move."""
+    """The alteration begins with this bar. Values known at its open must not move."""
     ahead: int
-    """It looked at least so many bars beyond the last one that was closed (`cut - bar + 1`)."""
+    """Look-ahead in bars beyond the last closed bar, at least (`cut - bar + 1`)."""
     alteration: str
-    """How the future was altered, and of which bars."""
+    """The alteration of the future, and the part of the data."""
     rows: int
-    """How many values moved."""
+    """Number of values that moved."""
     amount: float | None
-    """The largest movement, in the column's own unit; None where a value came or went."""
+    """The largest movement, in the column's own unit. None if a value appeared or disappeared."""
     spreads: float | None
-    """The same in standard deviations of the column; None also for a column without spread."""
+    """The largest movement in standard deviations of the column. None also for a column without spread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Item:
     verdict: Judgement
     remarks: tuple[str, ...] = ()
     movement: Movement | None = None
-    """Of all movements the one that looked furthest ahead; only if accused."""
+    """The movement with the largest look-ahead; only if accused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,27 +52,27 @@ class Audit:
     """The result of an audit; `str()` of it is a table."""
 
     subject: str
-    """What was audited."""
+    """Name of the audited function or environment."""
     bars: int
     """Bars of the data."""
     seed: int
     comparisons: int
-    """How often it was run on an altered future."""
+    """Number of runs on an altered future."""
     items: tuple[Item, ...]
     remarks: tuple[str, ...] = ()
-    """On the audit as a whole."""
+    """Remarks on the audit as a whole."""
 
     @property
     def accused(self) -> tuple[str, ...]:
-        """Names of all that moved with the future."""
+        """Return the names of the items that moved with the future."""
         return tuple(item.name for item in self.items if item.verdict == "accused")
 
     def __getitem__(self, name: str) -> Item:
-        """The judgement of one name."""
+        """Return the judgement of one name."""
         return {item.name: item for item in self.items}[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: dicts, lists, strings, finite numbers, None."""
+        """Return plain data: dicts, lists, strings, finite numbers, None."""
         return dataclasses.asdict(self) | {"accused": list(self.accused)}
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Audit:
 
 
 def tabulate(audit: Audit) -> Table:
-    """The table of an audit, accusations first."""
+    """Return the table of an audit, accusations first."""
     told = ", ".join([f"{len(audit.accused)} of {len(audit.items)} accused", *audit.remarks])
     table = Table(title=f"{audit.subject}: {told}", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.caption = f"{audit.comparisons:,} altered futures on {audit.bars:,} bars, seed {audit.seed}; ahead: in bars"
@@ -101,7 +101,7 @@ def _describe_movement(move: Movement) -> str:
 
 
 def render(table: Table) -> str:
-    """A table as text, without colours."""
+    """Return a table as text, without colours."""
     console = Console(width=140, color_system=None)
     with console.capture() as capture:
         console.print(table)

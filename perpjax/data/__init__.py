@@ -1,4 +1,4 @@
-"""Market data: the contract of the tables, the builder, datasets on disk and synthetic markets."""
+"""Market data: the schemas of the tables, the builder, datasets on disk and synthetic markets."""
 
 from perpjax.data.builder import build_market
 from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, read_table, validate

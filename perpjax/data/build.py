@@ -1,4 +1,4 @@
-"""`python -m perpjax.data.build`: from files of candles to a dataset folder, with a table of what was found."""
+"""`python -m perpjax.data.build`: from files of candles to a dataset folder, with a table of the findings."""
 
 import dataclasses
 import importlib
@@ -35,34 +35,34 @@ _SHOWN_GAPS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Build a dataset of one perpetual from its candles, check everything, and say what was found.
+    """Build a dataset of one perpetual from its candles, check all data, and print the findings.
 
     Files are Parquet, Feather or CSV. Candles: open_time_ms (int64, UTC), open, high, low, close, volume. Mark: the
-    same without volume. Funding: time_ms, funding_rate. Without --out nothing is written.
+    columns of candles without volume. Funding: time_ms, funding_rate. Without --out nothing is written.
     """
 
     candles: Path
     """Last-price candles of 1, 3, 5 or 15 minutes."""
     mark: Path | None = None
-    """Mark-price candles: of the candles' length to liquidate by, coarser ones only price the funding."""
+    """Mark-price candles. Those of the candles' length decide liquidations; coarser ones only price the funding."""
     funding: Path | None = None
     """Funding settlements. Without them the rate is 0."""
     symbol: str | None = None
-    """The venue's name, such as BTCUSDT; taken from the file names if they agree on one."""
+    """The venue's name of the contract, such as BTCUSDT; taken from the file names if they agree on one."""
     out: Path | None = None
     """Folder to write the dataset to."""
     split: tuple[float, float, float] | None = None
     """Fractions of the decision bars for train, val and test, in time order (default 0.7 0.15 0.15)."""
     train_end: str | None = None
-    """Instead of fractions: the first day (00:00 UTC) that is not training any more, such as 2025-06-01."""
+    """Instead of fractions: the first day (00:00 UTC) after training, such as 2025-06-01."""
     val_end: str | None = None
-    """The first day that is not validation any more."""
+    """The first day after validation."""
     episode_length: int = EPISODE_LENGTH
-    """Bars of an episode; as many are left out between two splits."""
+    """Bars of an episode; the embargo between two splits has the same length."""
     features: str = "core"
     """core, none, or module:function, a function (bars, funding) -> pyarrow.Table."""
     tick_size: float | None = None
-    """Price grid; the symbol's known one or that of the prices, if not given."""
+    """Price grid; by default the symbol's known tick, or else the grid of the prices."""
     step_size: float | None = None
     """Quantity grid, base currency."""
     min_notional: float | None = None
@@ -72,7 +72,7 @@ class Args:
     maintenance_fee_rate: float | None = None
     """Closing fee inside the maintenance requirement: 0 on Binance and Bybit, the taker fee on OKX, Gate, Bitget."""
     force: bool = False
-    """Replace the dataset that is in the folder."""
+    """Replace the dataset in the folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,10 +126,10 @@ def _run(args: Args) -> None:
 
 
 def guess_symbol(paths: list[Path]) -> str:
-    """The one symbol that the names of the files agree on.
+    """Return the one symbol in the names of the files.
 
     Raises:
-      ValueError: none, or several.
+      ValueError: there is no symbol, or there are several.
     """
     words = [word for path in paths for word in re.split(r"[^A-Za-z0-9]+", path.stem.upper())]
     found = sorted({word for word in words if _SYMBOL.fullmatch(word)})
@@ -140,10 +140,12 @@ def guess_symbol(paths: list[Path]) -> str:
 
 
 def find_features(spec: str) -> str | FeatureFunction | None:
-    """The features of the command line: "core", None for "none", or the function that module:function names.
+    """Return the features of the command line: "core", None for "none", or the function named module:function.
+
+    An exception of the function itself becomes a `DataError`.
 
     Raises:
-      ValueError: if there is no such function. What the function itself raises becomes a `DataError`.
+      ValueError: there is no such function.
     """
     if spec == "core":
         return spec
@@ -154,7 +156,7 @@ def find_features(spec: str) -> str | FeatureFunction | None:
         raise ValueError(f"features {spec!r} is not core, none or module:function")
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # an import may raise any exception
         raise ValueError(f"features {spec}: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ValueError(f"features {spec}: is a {type(function).__name__}, not a function")
@@ -178,7 +180,7 @@ def _split(args: Args, built: Built) -> tuple[Split, ...]:
 
 
 def tabulate(built: Built, splits: tuple[Split, ...], episode_length: int) -> tuple[Table, Table]:
-    """What was found, and the splits."""
+    """Return the tables of the findings and of the splits."""
     market, report, instrument = built.market, built.report, built.instrument
     bars, k = market.num_bars, market.candles_per_bar
     found = Table(title=f"{instrument.symbol}", show_header=False, title_justify="left")

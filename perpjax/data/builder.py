@@ -1,4 +1,4 @@
-"""From tables to a `Market`: checked, laid on the grid, priced in ticks, shifted by one bar, put on the device."""
+"""From tables to a `Market`: checked, put on the grid, priced in ticks, shifted by one bar, moved to the device."""
 
 import logging
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-# Modules, not names: features.core imports perpjax.data.contract, so it may be half-imported at this point.
+# Modules, not names: features.core imports perpjax.data.contract and may be only partly imported at this point.
 from perpjax.data import grid as gr
 from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
 from perpjax.data.scaler import Scaler, choose_scaler
@@ -19,16 +19,16 @@ from perpjax.market import FIRST_DECISION, Market, Origin, one_segment, pack_row
 
 FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
 """`(bars, funding or None) -> table`: float columns, one row a bar, row t from bars <= t-1, NaN only before a warm-up.
-Its last bar is the one about to open, flat at the last close with volume 0: the row after all of the data."""
+The last of the bars is the one about to open, flat at the last close with volume 0. Its row follows all of the data."""
 
 UNKNOWN = "UNKNOWN"
-"""The symbol of a market of which nobody said what it is."""
+"""The symbol of a market without a given symbol."""
 
 _LOG = logging.getLogger(__name__)
 
 
 class Sources(NamedTuple):
-    """What error messages call the tables."""
+    """Names of the tables in error messages."""
 
     candles: str = "candles"
     mark: str = "mark"
@@ -37,7 +37,7 @@ class Sources(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the builder found, for people and for the manifest."""
+    """The builder's findings, for the printed table and for the manifest."""
 
     interval_ms: int
     candles: int
@@ -47,18 +47,18 @@ class Report(NamedTuple):
     untraded: int
     """Candles of the grid with a row of volume 0."""
     gaps: tuple[tuple[int, int], ...]
-    """Open time (ms) of the first missing candle, and how many are missing in a row."""
+    """Open time (ms) of the first missing candle, and the number of missing candles in a row."""
     mark: str
     settlements: int
-    """Inside the candles' span."""
+    """Number of settlements inside the candles' span."""
     funding_hours: dict[float, int]
-    """Hours between settlements: how often."""
+    """Counts of the hours between settlements."""
     features: str
     notes: tuple[str, ...]
 
 
 class Built(NamedTuple):
-    """A market with everything on the host that went into it."""
+    """A market with its sources on the host."""
 
     market: Market
     instrument: Instrument
@@ -80,25 +80,27 @@ def build_market(
     scaler: Scaler | None = None,
     symbol: str | None = None,
 ) -> Market:
-    """A market from exchange data; SPEC sections 1 and 2 say what becomes of every row.
+    """Build a market from exchange data.
+
+    The contract (docs/semantics.md, sections "Units" and "Known at the decision") defines the treatment of every row.
 
     Args:
-      candles, mark, funding: tables of `perpjax.data.contract`; candles of 1, 3, 5 or 15 minutes (any length that
-        divides 15). Mark candles of the same length are traded against, coarser ones only price the funding.
-        Without funding the rate is 0.
-      instrument: the venue's contract, built from exact floats; found by symbol, with the tick inferred from
-        the prices, if not given.
-      features: "core" (the 31 of SPEC section 7), None for no features, or a function `(bars, funding) -> Table`
+      candles, mark, funding: tables of `perpjax.data.contract`. Candles have 1, 3, 5 or 15 minutes (any length from
+        one minute that divides 15). Mark candles of the same length are the mark price; coarser ones only price the
+        funding. Without funding the rate is 0.
+      instrument: the venue's contract, built from exact floats. By default it is found by symbol, with the tick
+        inferred from the prices.
+      features: "core" (the 31 of `CORE_FEATURES`), None for no features, or a function `(bars, funding) -> Table`
         of one row a bar, row t from bars <= t-1. It gets the N bars and the one about to open (`append_next_bar`).
-      scaler: from `fit_scaler`; None leaves the features as they are. Nothing is fitted here.
-      symbol: the venue's name, if no instrument is given.
+      scaler: from `fit_scaler`. None leaves the features unscaled. Nothing is fitted here.
+      symbol: the venue's name of the contract, if no instrument is given.
 
     Returns:
-      A `Market` with one segment: bars 673 (later if the features need longer) .. N - 1. What was assumed
-      on the way is logged at level INFO.
+      A `Market` with one segment: bars 673 (later if the features need longer) .. N - 1. Assumptions are logged at
+      level INFO.
 
     Raises:
-      DataError: naming table, row and value.
+      DataError: the data breaks the contract. The message names table, row and value.
     """
     built = build(candles, mark, funding, instrument, features, scaler, symbol)
     for note in built.report.notes:
@@ -117,11 +119,11 @@ def build(
     sources: Sources = Sources(),  # noqa: B008
     **numbers: float | None,
 ) -> Built:
-    """As `build_market`, with the tables and a report; features may be a table that was computed before.
+    """Build as `build_market`, with the tables and a report. Features may be a table computed before.
 
     Args:
       sources: names for messages.
-      numbers: fields of `Instrument` that override what is known of the symbol; None does not.
+      numbers: fields of `Instrument` that override the known values of the symbol; None does not.
     """
     candles = validate(candles, CANDLES, sources.candles)
     interval_ms = infer_interval_ms(candles, sources.candles)
@@ -178,19 +180,19 @@ def build(
 
 
 def known_atr(bars: pa.Table, tick: float) -> np.ndarray:
-    """Wilder's ATR(14) known at the open of each bar, [N + 1] whole ticks: row t from bars <= t-1.
+    """Return Wilder's ATR(14) known at the open of each bar, [N + 1] whole ticks: row t from bars <= t-1.
 
-    Rounded half up and at least 1; 1 in row 0, where nothing is known.
+    It is rounded half up and at least 1. Row 0, before any bar, is 1.
     """
     high, low, close = (gr.to_ticks(bars[name].to_numpy(), tick) for name in ("high", "low", "close"))
     return np.concatenate([[1.0], np.maximum(np.floor(indicators.atr(high, low, close) + 0.5), 1.0)])
 
 
 def check_features(table: pa.Table, num_bars: int, source: str = "features") -> pa.Table:
-    """The features as float32 columns, of N + 1 rows.
+    """Return the features as float32 columns of N + 1 rows.
 
     Raises:
-      DataError: not a table, a wrong number of rows, a column twice or one that is not of floats.
+      DataError: the result is not a table, has a wrong number of rows, a column twice or a column without floats.
     """
     if not isinstance(table, pa.Table):
         raise DataError(f"{source}: is a {type(table).__name__}, not a pyarrow.Table")
@@ -198,9 +200,9 @@ def check_features(table: pa.Table, num_bars: int, source: str = "features") -> 
     if names and table.num_rows not in (num_bars + 1, num_bars + 2):
         raise DataError(
             f"{source}: has {table.num_rows} rows for {num_bars} bars and the one about to open, not {num_bars + 1}: "
-            "row t is what is known at the open of bar t"
+            "row t holds the features known at the open of bar t"
         )
-    table = table.slice(0, num_bars + 1)  # a function may also say what would be known after the last bar it is given
+    table = table.slice(0, num_bars + 1)  # a function may add a row for the features after its last bar
     columns = []
     for name in names:
         if names.count(name) > 1:
@@ -210,16 +212,16 @@ def check_features(table: pa.Table, num_bars: int, source: str = "features") -> 
                 f"{source}: column {name!r} has type {table.schema.field(name).type} (row 0: {table[name][0]}); "
                 "cast it to float64"
             )
-        with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite below
+        with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite, and is found below
             columns.append(table[name].to_numpy().astype(np.float32))
     return pa.table(columns, names=names) if names else _no_features(num_bars)
 
 
 def find_first_decision(table: pa.Table, source: str = "features") -> int:
-    """The first bar from 673 on at which every feature is finite, as it must stay to the end.
+    """Return the first bar from 673 on at which every feature is finite. All must stay finite to the end.
 
     Raises:
-      DataError: a column that is not finite later on, or no bar left to decide on.
+      DataError: a column is not finite later on, or no bar is left for a decision.
     """
     num_bars = table.num_rows - 1
     matrix = _as_matrix(table)
@@ -260,7 +262,7 @@ def _choose_instrument(
             origin = f"from {distinct} distinct prices"
     instrument, note = find_instrument(symbol, tick, float(np.median(candles["close"].to_numpy())))
     if numbers:
-        # A symbol of which nothing is known has no limit but what float32 counts: that moves with the step.
+        # An unknown symbol has no limit but the largest float32 count of steps, which depends on the step.
         if "step_size" in numbers and symbol not in KNOWN:
             numbers.setdefault("max_quantity", EXACT * numbers["step_size"])
         instrument = instrument.replace(**numbers)
@@ -291,7 +293,7 @@ def _name_features(features: str | FeatureFunction | pa.Table | None) -> str:
 
 
 def _no_features(num_bars: int) -> pa.Table:
-    # A table without columns has no rows either, unless it is cut out of one that has.
+    # A table without columns has no rows either, unless it is selected from a table with rows.
     return pa.table({"none": np.zeros(num_bars + 1, np.float32)}).select([])
 
 

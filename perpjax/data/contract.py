@@ -1,9 +1,8 @@
-"""What a table of market data must look like, checked once, at the door.
+"""The schemas and rules of tables of market data, checked once, on entry.
 
-Three tables exist: `CANDLES` (last-price candles), `MARK` (mark-price candles, no volume) and `FUNDING`
-(settlements). `validate` is the only place that checks them. Every refusal is a `DataError` that names the
-source, the 0-based row and the value, and says what to do about it; nothing is repaired on the way, because a
-silently repaired candle is a fill that never happened.
+There are three tables: `CANDLES` (last-price candles), `MARK` (mark-price candles, no volume) and `FUNDING`
+(settlements). Only `validate` checks them. Every refusal is a `DataError` that names the source, the 0-based row, the
+value and a remedy. Nothing is repaired: a silently repaired candle is a fill that never happened.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import pyarrow.parquet
 from perpjax._grid import BAR_MS, MAX_CANDLES
 
 SETTLEMENT_SLACK_MS = 60_000
-"""How long after a bar's open a funding settlement may be stamped and still belong to that open."""
+"""Longest delay of a settlement's stamp after the bar open to which it belongs."""
 
 PRICES = ("open", "high", "low", "close")
 _MARK_FIELDS = [("open_time_ms", pa.int64()), *((price, pa.float64()) for price in PRICES)]
@@ -28,15 +27,15 @@ MARK = pa.schema(_MARK_FIELDS)
 """Mark-price candles: UTC open stamp in ms; prices in quote currency."""
 
 CANDLES = pa.schema([*_MARK_FIELDS, ("volume", pa.float64())])
-"""Last-price candles: as `MARK`, and the volume in base currency."""
+"""Last-price candles: the columns of `MARK`, and the volume in base currency."""
 
 FUNDING = pa.schema([("time_ms", pa.int64()), ("funding_rate", pa.float64())])
-"""Settlements: UTC stamp in ms; fraction of notional per settlement, positive when longs pay."""
+"""Settlements: UTC stamp in ms; fraction of notional per settlement, positive if longs pay."""
 
-# 1e11 ms is March 1973, 1e14 ms is the year 5138: a stamp outside does not count milliseconds.
+# 1e11 ms is March 1973, 1e14 ms is the year 5138: a stamp outside is not in milliseconds.
 _FIRST_MS, _LAST_MS = 10**11, 10**14
 
-# A step between stamps that is rarer than this is a stray row, not the grid of the file.
+# A rarer step between stamps comes from a stray row and is not the grid of the file.
 _RARE_STEP = 0.01
 
 _DROP = "correct the row at its source, or drop it: a missing row is a gap"
@@ -44,7 +43,7 @@ _FIX = "correct the row at its source, and check that no columns are swapped"
 
 
 class DataError(ValueError):
-    """Market data that breaks the contract: the message names source, row and value, and what to do."""
+    """Market data that breaks the contract. The message names source, row, value and a remedy."""
 
 
 class _Check(NamedTuple):
@@ -91,23 +90,29 @@ _VALUE_CHECKS: tuple[_Check, ...] = (
 def validate(table: pa.Table, schema: pa.Schema, source: str = "candles", interval_ms: int | None = None) -> pa.Table:
     """Check a table against `CANDLES`, `MARK` or `FUNDING` and return exactly the schema's columns.
 
-    Checked in this order: the columns (all there, once, of the exact type; columns beyond the schema are
-    dropped), at least one row, no nulls, stamps in milliseconds and strictly increasing, stamps on the grid
-    (whole multiples of the candle length; gaps are fine; funding has no grid, see `settlement_opens`), then
-    the values: prices finite and positive, `low <= open, close <= high`, volume finite and not negative,
-    `|rate| < 1`.
+    The checks, in this order:
+
+    - every column exists, once, with the exact type; columns beyond the schema are dropped;
+    - there is at least one row, and there are no nulls;
+    - stamps are in milliseconds and strictly increasing;
+    - stamps lie on the grid of whole multiples of the candle length, with or without gaps. Funding has no grid (see
+      `settlement_opens`);
+    - prices are finite and positive, with `low <= open, close <= high`;
+    - volume is finite and not negative;
+    - `|rate| < 1`.
 
     Args:
         table: the data, any number of chunks, [rows].
         schema: `CANDLES`, `MARK` or `FUNDING`.
         source: the file's name, for the messages.
-        interval_ms: candle length; inferred from the stamps if not given (then two rows are needed).
+        interval_ms: candle length. By default it is inferred from the stamps, which needs two rows.
 
     Returns:
-        Table with the schema's columns in the schema's order, values untouched.
+        Table with the schema's columns in the schema's order and unchanged values.
 
     Raises:
-        DataError: naming source, row and value of the first row that breaks the first broken rule.
+        DataError: a rule is broken. The message names source, row and value of the first bad row of the first such
+            rule.
     """
     table = _select_columns(table, schema, source)
     if table.num_rows == 0:
@@ -131,16 +136,16 @@ def validate(table: pa.Table, schema: pa.Schema, source: str = "candles", interv
 
 
 def infer_interval_ms(table: pa.Table, source: str = "candles", schema: pa.Schema = CANDLES) -> int:
-    """Candle length in ms: the smallest positive difference between consecutive stamps.
+    """Return the candle length in ms: the smallest positive difference between consecutive stamps.
 
     Args:
-        table: has `open_time_ms`, strictly increasing, two rows or more.
+        table: a table with `open_time_ms`, strictly increasing, of two rows or more.
         source: the file's name, for the messages.
         schema: `CANDLES` (the length must divide 15 minutes) or `MARK` (or be a multiple of 15 minutes).
 
     Raises:
-        DataError: fewer than two stamps, a length that does not fit 15-minute bars or is under a minute, or a
-            smallest step so rare (under 1 % of all steps) that it is a stray row rather than the grid.
+        DataError: there are fewer than two stamps, or the length does not fit 15-minute bars or is under a minute.
+            Also if the smallest step is rare (under 1 % of all steps): it then comes from a stray row.
     """
     stamp_only = pa.schema([schema.field("open_time_ms")])
     stamps = _select_columns(table, stamp_only, source)["open_time_ms"].to_numpy()
@@ -148,9 +153,9 @@ def infer_interval_ms(table: pa.Table, source: str = "candles", schema: pa.Schem
 
 
 def settlement_opens(funding: pa.Table, source: str = "funding") -> np.ndarray:
-    """The bar open at which each settlement is dated: its stamp floored to the 15-minute grid.
+    """Return the bar open at which each settlement is dated: its stamp floored to the 15-minute grid.
 
-    The exchange stamps a settlement a few ms to seconds after the bar's open; up to 60 s (inclusive) are
+    The exchange stamps a settlement a few ms to seconds after the bar's open. Up to 60 s (inclusive) are
     allowed.
 
     Args:
@@ -161,7 +166,7 @@ def settlement_opens(funding: pa.Table, source: str = "funding") -> np.ndarray:
         int64 [M], ms, strictly increasing.
 
     Raises:
-        DataError: a settlement deeper inside a bar, or two in one bar.
+        DataError: a settlement is deeper inside a bar, or two are in one bar.
     """
     stamps = funding["time_ms"].to_numpy()
     opens = stamps - stamps % BAR_MS
@@ -186,10 +191,10 @@ def settlement_opens(funding: pa.Table, source: str = "funding") -> np.ndarray:
 def read_table(path: str | Path) -> pa.Table:
     """Read a table from a .parquet, .feather, .arrow or .csv file, unchecked.
 
-    The columns the contract knows are read from CSV with the contract's types, so that `25000` is a price.
+    CSV columns of the schemas are read with the schemas' types, so `25000` is a price.
 
     Raises:
-        DataError: naming the file, when its type is unknown or it cannot be read.
+        DataError: the file's type is unknown, or it cannot be read. The message names the file.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -236,7 +241,7 @@ def _select_columns(table: pa.Table, schema: pa.Schema, source: str) -> pa.Table
 
 
 def _apply(checks: tuple[_Check, ...], columns: dict[str, np.ndarray], source: str) -> None:
-    """Raise for the first row that breaks the first broken check; checks on absent columns do not apply."""
+    """Raise for the first bad row of the first broken check. Checks on absent columns do not apply."""
     for check in checks:
         if not set(check.columns) <= columns.keys():
             continue
@@ -283,7 +288,7 @@ def _grid_check(stamp: str, interval_ms: int) -> _Check:
 
 
 def _candle_length(stamps: np.ndarray, schema: pa.Schema, source: str, given: int | None = None) -> int:
-    """The given candle length, or the smallest step between stamps, if it fits 15-minute bars."""
+    """Return the given candle length, or the smallest step between stamps. Raise unless it fits 15-minute bars."""
     length, origin = _smallest_step(stamps, source) if given is None else (given, "")
     divides = length > 0 and BAR_MS % length == 0
     coarser = length > 0 and length % BAR_MS == 0 and schema == MARK
@@ -295,14 +300,14 @@ def _candle_length(stamps: np.ndarray, schema: pa.Schema, source: str, given: in
         )
     if BAR_MS // length > MAX_CANDLES:
         raise DataError(
-            f"{source}: {origin}candle length {length} ms is shorter than a minute, of which a bar has {MAX_CANDLES}; "
-            "aggregate the candles to candles of a minute"
+            f"{source}: {origin}candle length {length} ms is shorter than a minute; a bar has at most {MAX_CANDLES} "
+            "candles; aggregate the candles to candles of a minute"
         )
     return length
 
 
 def _smallest_step(stamps: np.ndarray, source: str) -> tuple[int, str]:
-    """Smallest positive difference in ms, and where it was found, for messages."""
+    """Return the smallest positive difference in ms, and its place for messages."""
     differences = np.diff(stamps)
     steps, counts = np.unique(differences[differences > 0], return_counts=True)
     if len(steps) == 0:

@@ -1,4 +1,4 @@
-"""Datasets on disk: a folder of Parquet files and a manifest, its splits by time, and the way back to a `Market`."""
+"""Datasets on disk: a folder of Parquet files and a manifest, its splits by time, and its `Market`."""
 
 import datetime
 import functools
@@ -23,12 +23,12 @@ from perpjax.market import FIRST_DECISION, Market, slice_market
 from perpjax.params import EnvConfig
 
 SCHEMA_VERSION = 1
-"""Of the manifest and the files it names; raised whenever an older reader would misread a newer folder."""
+"""Version of the manifest and its files. It is raised whenever an older reader would misread a newer folder."""
 MANIFEST = "manifest.json"
 SPLIT_NAMES = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.70, 0.15, 0.15)
 EPISODE_LENGTH = EnvConfig.episode_length
-"""Bars: the environment's default episode, and so the default embargo between splits."""
+"""Bars of the environment's default episode, and so of the default embargo between splits."""
 
 _SYNTHETIC = "synthetic:"
 _INSTRUMENT_FIELDS = ("tick_size", "step_size", "min_notional", "max_quantity", "maintenance_fee_rate")
@@ -42,7 +42,7 @@ class Split(NamedTuple):
     stop: int
 
     def num_starts(self, episode_length: int) -> int:
-        """How many first bars leave room for a whole episode."""
+        """Count the first bars that leave room for a whole episode."""
         return max(self.stop - self.start - episode_length + 1, 0)
 
 
@@ -56,10 +56,10 @@ class Dataset(NamedTuple):
 def split_by_fraction(
     market: Market, fractions: tuple[float, float, float] = DEFAULT_FRACTIONS, episode_length: int = EPISODE_LENGTH
 ) -> tuple[Split, ...]:
-    """Train, val and test: fractions of the decision bars, in order, with an embargo of one episode between.
+    """Split the decision bars by fractions into train, val and test, in order, with an embargo of one episode between.
 
     Raises:
-      ValueError: fractions that are not positive or do not sum to 1; a split without room for an episode.
+      ValueError: the fractions are not positive or do not sum to 1, or a split has no room for an episode.
     """
     if len(fractions) != 3 or not min(fractions) > 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(
@@ -67,7 +67,7 @@ def split_by_fraction(
         )
     first = int(market.segments.first[0])
     bars = market.num_bars - first
-    # A millionth of a bar: 0.7 + 0.15 is a little under 0.85.
+    # A millionth of a bar is added: 0.7 + 0.15 is a little under 0.85.
     train, val = int(fractions[0] * bars + 1e-6), int((fractions[0] + fractions[1]) * bars + 1e-6)
     return _embargo(first, (first + train, first + val), market.num_bars, episode_length)
 
@@ -75,10 +75,11 @@ def split_by_fraction(
 def split_by_date(
     market: Market, train_end: str, val_end: str, episode_length: int = EPISODE_LENGTH
 ) -> tuple[Split, ...]:
-    """Train up to `train_end`, val up to `val_end`, test after: ISO dates, 00:00 UTC, themselves excluded.
+    """Split by date: train before `train_end`, val before `val_end`, test after. ISO dates mean 00:00 UTC.
 
     Raises:
-      ValueError: not a date, outside the data, out of order; a split without room for an episode.
+      ValueError: a text is not a date, or a date is outside the data or out of order. Also if a split has no room for
+        an episode.
     """
     first = int(market.segments.first[0])
     bars = []
@@ -91,7 +92,7 @@ def split_by_date(
         bars.append((int(midnight.timestamp()) * 1000 - market.start_ms) // BAR_MS)
         if not first < bars[-1] < market.num_bars:
             raise ValueError(
-                f"{name} {text} is not inside the data, whose decision bars go from "
+                f"{name} {text} is not inside the data; its decision bars go from "
                 f"{format_time(market.open_time_ms(first))} to {format_time(market.open_time_ms(market.num_bars - 1))}"
             )
     if bars[0] >= bars[1]:
@@ -110,34 +111,34 @@ def _embargo(first: int, ends: tuple[int, int], num_bars: int, episode_length: i
             raise ValueError(
                 f"the {split.name} split has no room for an episode of {episode_length} bars: it has "
                 f"{max(split.stop - split.start, 0)} decision bars{embargo} (bars {first} .. {num_bars - 1} are split "
-                f"at {ends[0]} and {ends[1]}); use more candles, a shorter episode or other split points"
+                f"at {ends[0]} and {ends[1]}); use more candles, shorter episodes or other splits"
             )
     return splits
 
 
 def cut_split(market: Market, split: Split) -> Market:
-    """The market of one split: its decision bars are 673 .. and the 673 bars before them are there as context."""
+    """Return the market of one split: decision bars from 673 on, after 673 bars of history."""
     return slice_market(market, split.start - FIRST_DECISION, split.stop)
 
 
 def fit_on_train(market: Market, splits: tuple[Split, ...]) -> Scaler:
-    """The scaler of the training split's decision bars, and of no others."""
+    """Fit the scaler on the training split's decision bars, and on no others."""
     return fit_scaler(market, range(splits[0].start, splits[0].stop))
 
 
 def load_market(source: str | os.PathLike[str], split: str | None = None) -> Market:
-    """The market of a dataset folder, or of "synthetic:NAME", with the scaler of its training split attached.
+    """Load the market of a dataset folder, or of "synthetic:NAME", with the scaler of its training split attached.
 
     Args:
       source: a folder written by `python -m perpjax.data.build`, or "synthetic:signal" (martingale, crash): one
-        year, split 70/15/15, built once per process. Other than the defaults by
-        "synthetic:signal?seed=3&bars=70080&drift=0.0006", with the parameters of `synthetic_tables`.
-      split: "train", "val", "test", or None for all bars. A split's decision bars start at 673; it holds
-        nothing from after its end.
+        year, split 70/15/15, built once per process. "synthetic:signal?seed=3&bars=70080&drift=0.0006" sets
+        parameters of `synthetic_tables`.
+      split: "train", "val", "test", or None for all bars. A split's decision bars start at 673, and it holds
+        no data from after its end.
 
     Raises:
-      DataError: no dataset there, a file missing, changed or written by another version.
-      ValueError: for an unknown split or synthetic market.
+      DataError: there is no dataset, or a file is missing, changed or written by another version.
+      ValueError: the split or the synthetic market is unknown.
     """
     if split is not None and split not in SPLIT_NAMES:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLIT_NAMES)}, or None for all")
@@ -150,7 +151,7 @@ def load_market(source: str | os.PathLike[str], split: str | None = None) -> Mar
 
 
 def load_tables(source: str | os.PathLike[str]) -> dict[str, pa.Table | None]:
-    """What a market is built from: `candles`, and `mark` and `funding` where there are any.
+    """Load the tables of a market: `candles`, and `mark` and `funding` or None.
 
     Args:
       source: as in `load_market`, with its errors.
@@ -165,7 +166,7 @@ def load_tables(source: str | os.PathLike[str]) -> dict[str, pa.Table | None]:
 
 
 def _parse_query(query: str) -> dict[str, int | float]:
-    """Numbers by name, of "seed=3&bars=70080"."""
+    """Return the numbers of "seed=3&bars=70080" by name."""
     numbers: dict[str, int | float] = {}
     for part in filter(None, query.split("&")):
         name, _, text = part.partition("=")
@@ -177,7 +178,7 @@ def _parse_query(query: str) -> dict[str, int | float]:
 
 
 def synthetic_by_query(name: str) -> synthetic.Tables:
-    """The tables of "NAME" or "NAME?seed=3&bars=70080"."""
+    """Return the tables of "NAME" or "NAME?seed=3&bars=70080"."""
     name, _, query = name.partition("?")
     return synthetic.synthetic_tables(name, **_parse_query(query))
 
@@ -191,7 +192,7 @@ def _load_synthetic(name: str) -> Dataset:
 
 
 def load_dataset(folder: Path) -> Dataset:
-    """A dataset folder, every file verified; see `load_market` for the errors."""
+    """Load a dataset folder and verify every file. See `load_market` for the errors."""
     manifest = read_manifest(folder)
     tables = _read_files(folder, manifest)
     names = tuple(manifest["scaler"])
@@ -214,7 +215,7 @@ def load_dataset(folder: Path) -> Dataset:
 
 
 def _read_files(folder: Path, manifest: dict[str, Any]) -> dict[str, pa.Table]:
-    """The tables of a dataset by the stem of their files, every file verified."""
+    """Return the tables of a dataset by the stem of their files, every file verified."""
     tables = {}
     for name, digest in manifest["files"].items():
         path = folder / name
@@ -231,10 +232,10 @@ def _read_files(folder: Path, manifest: dict[str, Any]) -> dict[str, pa.Table]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a dataset folder, verified.
+    """Read and verify the manifest of a dataset folder.
 
     Raises:
-      DataError: no dataset, or a manifest that was changed or written by another version.
+      DataError: there is no dataset, or its manifest was changed or written by another version.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -274,11 +275,11 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write a dataset folder, whole or not at all, and return its manifest.
 
-    Everything goes into a sibling folder first, which is then renamed.
+    All files are written to a sibling folder first, which is then renamed.
 
     Args:
-      features: how to name the feature function in the manifest.
-      force: replace the dataset that is there; nothing but a dataset or an empty folder is ever replaced.
+      features: name of the feature function in the manifest.
+      force: replace an existing dataset. Only a dataset or an empty folder is ever replaced.
 
     Raises:
       DataError: the folder exists.
@@ -288,7 +289,7 @@ def write_dataset(
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         new = scratch / "new"
-        new.mkdir()  # a plain folder: mkdtemp's own is closed to everybody else
+        new.mkdir()  # a folder with the usual permissions: mkdtemp's own is closed to other users
         tables = {"candles": built.candles, "mark": built.mark, "funding": built.funding}
         if built.features.num_columns:
             tables["features"] = built.features
@@ -379,5 +380,5 @@ def _describe(
 
 
 def format_time(ms: int) -> str:
-    """UTC, to the minute."""
+    """Return the time in UTC, to the minute."""
     return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,6 +1,6 @@
 """Tables to host arrays on the strict grid: candles, ticks, bars, mark and funding, all in numpy float64.
 
-Nothing here knows the device. N is the number of whole 15-minute bars, K the candles of a bar; row k of bar t
+No array is on a device. N is the number of whole 15-minute bars, K the candles of a bar. Row k of bar t
 opens at `start_ms + t * 900_000 + k * interval_ms`.
 """
 
@@ -17,7 +17,7 @@ from perpjax.instrument import EXACT
 FUNDING_REACH_MS = 8 * 3_600_000
 """The longest time between settlements, and from either end of the funding file to the end of the candles."""
 
-_ON_TICK = 1e-6  # ticks: further off is another grid, nearer is the decimal rounding of the file
+_ON_TICK = 1e-6  # ticks: a larger distance means another grid, a smaller one the decimal rounding of the file
 _MIN_EVIDENCE = 64  # distinct prices: a grid of twice the true tick fits them by chance once in 2^64
 _COARSEST = 0.01  # of the median price
 
@@ -28,34 +28,34 @@ class Grid(NamedTuple):
     start_ms: int
     interval_ms: int
     prices: np.ndarray
-    """[N, K, 4] open, high, low, close; all four the last valid close where `valid` is False."""
+    """[N, K, 4] open, high, low, close. All four are the last valid close where `valid` is False."""
     volume: np.ndarray
     """[N, K] base currency."""
     valid: np.ndarray
-    """[N, K] bool: the candle is there and something traded."""
+    """[N, K] bool: the candle exists and its volume is positive."""
     gaps: tuple[tuple[int, int], ...]
-    """Open time (ms) of the first missing candle, and how many are missing in a row."""
+    """Open time (ms) of the first missing candle, and the number of missing candles in a row."""
     notes: tuple[str, ...]
-    """What was left out at either end."""
+    """Rows dropped at either end."""
 
     @property
     def end_ms(self) -> int:
-        """Close time of the last bar."""
+        """Return the close time of the last bar, ms."""
         return self.start_ms + BAR_MS * len(self.valid)
 
     @property
     def opens(self) -> np.ndarray:
-        """[N] open time of every bar, ms."""
+        """Return the open time of every bar, [N], ms."""
         return self.start_ms + BAR_MS * np.arange(len(self.valid))
 
 
 def lay_candles(candles: pa.Table, interval_ms: int, source: str = "candles") -> Grid:
     """Put validated candles on the grid.
 
-    Rows before the first traded candle are dropped, then those at either end that do not fill a bar.
+    Rows before the first traded candle are dropped, and then the rows at either end that do not fill a bar.
 
     Raises:
-      DataError: nothing traded, no whole bar, or a hole of more than ten times the rows there are.
+      DataError: nothing traded, there is no whole bar, or the span has more than ten times as many candles as rows.
     """
     stamps, volume = candles["open_time_ms"].to_numpy(), candles["volume"].to_numpy()
     traded = volume > 0
@@ -84,7 +84,7 @@ def lay_candles(candles: pa.Table, interval_ms: int, source: str = "candles") ->
     prices = np.empty((slots, 4))
     for i, name in enumerate(PRICES):
         prices[slot, i] = candles[name].to_numpy()[low:high]
-    # A bar may begin with an invalid candle only if a valid one came before: one that was cut, at the latest.
+    # A bar may begin with an invalid candle only after a valid one. That one may be among the dropped rows.
     seen = traded[:low].nonzero()[0]
     before = candles["close"][int(seen[-1])].as_py() if len(seen) else np.nan
     last_valid = np.maximum.accumulate(np.where(valid, np.arange(slots), -1))
@@ -118,7 +118,7 @@ def _cut_notes(untraded: int, leading: int, trailing: int) -> tuple[str, ...]:
 
 
 def make_bars(grid: Grid) -> pa.Table:
-    """The 15-minute bars [N] of the valid candles; one without any repeats the last close, with volume 0."""
+    """Return the 15-minute bars [N] of the valid candles. A bar without any repeats the last close, with volume 0."""
     valid, prices, bar = grid.valid, grid.prices, np.arange(len(grid.valid))
     first = valid.argmax(axis=1)
     close, empty = prices[:, -1, 3], ~valid.any(axis=1)  # an invalid candle repeats the last valid close
@@ -135,15 +135,15 @@ def make_bars(grid: Grid) -> pa.Table:
 
 
 def infer_tick(candles: pa.Table, source: str = "candles") -> tuple[float, int]:
-    """The price grid of validated candles, and how many distinct prices speak for it.
+    """Return the price grid of validated candles, and the number of distinct prices.
 
-    The tick is the coarsest power of ten (at most 1 % of the median price) of which every price is a multiple,
-    or, where that one is not coarser for want of a digit, 25, 5 or 2 times it (Bybit's 0.5, for example). Real
-    ticks are nearly always powers of ten, so these need 64 distinct prices: that all of n prices are even by
-    chance has probability 2^-n. With fewer, the finer grid is taken: it too holds every price.
+    The tick is the coarsest power of ten, at most 1 % of the median price, of which every price is a multiple. It may
+    also be 25, 5 or 2 times that power (Bybit's 0.5, for example), unless ten times the power fits all prices too.
+    Real ticks are nearly always powers of ten, so a multiple needs 64 distinct prices: n prices are all even by
+    chance with probability 2^-n. With fewer prices the power of ten is taken. Every price lies on this finer grid too.
 
     Raises:
-      DataError: no grid with fewer than 2^24 ticks to the highest price holds them all.
+      DataError: no grid with fewer than 2^24 ticks to the highest price fits all prices.
     """
     prices = np.unique(np.concatenate([candles[name].to_numpy() for name in PRICES]))
     coarsest = math.floor(math.log10(_COARSEST * float(np.median(prices))) + 1e-9)
@@ -167,7 +167,7 @@ def infer_tick(candles: pa.Table, source: str = "candles") -> tuple[float, int]:
 
 
 def _decimal(multiple: int, exponent: int) -> float:
-    """The float nearest to `multiple * 10^exponent`."""
+    """Return the float nearest to `multiple * 10^exponent`."""
     return float(f"{multiple}e{exponent}")
 
 
@@ -177,17 +177,17 @@ def _on_grid(prices: np.ndarray, tick: float) -> bool:
 
 
 def fits_tick(candles: pa.Table, tick: float) -> bool:
-    """Whether every price is a whole number of ticks."""
+    """Return whether every price is a whole number of ticks."""
     return all(_on_grid(candles[name].to_numpy(), tick) for name in PRICES)
 
 
 def check_ticks(
     candles: pa.Table, tick: float, source: str = "candles", hint: str = "pass the venue's tick size"
 ) -> None:
-    """Raise unless every price is a whole number of ticks, from 1 to 2^24 - 1 (SPEC section 1).
+    """Raise unless every price is a whole number of ticks, from 1 to 2^24 - 1 (docs/semantics.md, section "Units").
 
     Raises:
-      DataError: naming row and value.
+      DataError: a price is off the grid. The message names row and value.
     """
     for name in PRICES:
         prices = candles[name].to_numpy()
@@ -224,15 +224,15 @@ def _refuse(bad: np.ndarray, values: np.ndarray, name: str, source: str, problem
 
 
 def to_ticks(prices: np.ndarray, tick: float, rounding: Callable[[np.ndarray], np.ndarray] = np.rint) -> np.ndarray:
-    """Whole ticks, by default. What is within a millionth of a tick of a multiple (or of a half) counts as that."""
+    """Return prices in ticks, whole by default. A price within 1e-6 ticks of a multiple (or a half) counts as on it."""
     return rounding(np.round(prices / tick, 6))
 
 
 def lay_mark(mark: pa.Table, grid: Grid, tick: float, source: str = "mark") -> tuple[np.ndarray, int]:
-    """Mark candles [N, K, 4] in ticks on the grid of the candles, and how many were missing.
+    """Return mark candles [N, K, 4] in ticks on the grid of the candles, and the number of missing ones.
 
-    Opens and closes keep their parts of a tick; lows are floored and highs ceiled. A missing candle is the last-price
-    one.
+    Opens and closes keep their fractions of a tick. Lows are floored and highs ceiled. The last-price candle replaces a
+    missing one.
     """
     stamps = mark["open_time_ms"].to_numpy()
     inside = (stamps >= grid.start_ms) & (stamps < grid.end_ms)
@@ -248,7 +248,7 @@ def check_mark(mark: pa.Table, interval_ms: int, grid: Grid, tick: float, source
     """Raise for a mark series that cannot belong to these candles.
 
     Raises:
-      DataError: finer than the candles, nowhere in their span, or not from 1 to 2^24 - 1 ticks.
+      DataError: the mark is finer than the candles, nowhere in their span, or not from 1 to 2^24 - 1 ticks.
     """
     stamps = mark["open_time_ms"].to_numpy()
     if interval_ms < grid.interval_ms:
@@ -267,16 +267,18 @@ def check_mark(mark: pa.Table, interval_ms: int, grid: Grid, tick: float, source
 def lay_funding(
     funding: pa.Table | None, mark: pa.Table | None, grid: Grid, tick: float, source: str = "funding"
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """What is settled at every bar's open.
+    """Return the settlement at every bar's open.
+
+    The price is the open of a mark candle, of any length, that opens at the bar. Without one it is the last-price open.
 
     Returns:
-      [N, 2] rate (fraction; 0 without settlement) and price (ticks, not rounded: the open of the mark candle, of
-      whatever length, that opens there, else the last-price open); [M] the opens at which the whole file's
-      settlements are dated, ms; how many settlements inside the candles have no mark to price them.
+      [N, 2] rate (fraction; 0 without settlement) and price (ticks, not rounded).
+      [M] the dated opens of all settlements of the file, ms.
+      The number of settlements inside the candles without a mark price.
 
     Raises:
-      DataError: a settlement deep inside a bar, two in one, more than 8 h between two, or candles that reach
-        more than 8 h beyond either end.
+      DataError: a settlement lies deep inside a bar, or two lie in one. Also if two are more than 8 h apart, or the
+        candles reach more than 8 h beyond either end.
     """
     rate, price = np.zeros(len(grid.valid)), to_ticks(grid.prices[:, 0, 0], tick)
     priced = np.zeros(len(rate), bool)
@@ -293,7 +295,7 @@ def lay_funding(
 
 
 def _match(grid: Grid, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bars that open at a stamp, and the row of that stamp."""
+    """Return the bars that open at a stamp, and the row of that stamp."""
     row = ((stamps >= grid.start_ms) & (stamps < grid.end_ms) & (stamps % BAR_MS == 0)).nonzero()[0]
     return (stamps[row] - grid.start_ms) // BAR_MS, row
 

@@ -1,4 +1,4 @@
-"""The standard scaler of the features: plain numbers by name, fitted on the training split only."""
+"""The standard scaler of the features: plain numbers by name, fitted only on the training split."""
 
 from typing import NamedTuple
 
@@ -17,15 +17,15 @@ class Scaler(NamedTuple):
 
 
 def fit_scaler(market: Market, rows: range) -> Scaler:
-    """Mean and population standard deviation of the features of some rows, in float64.
+    """Fit mean and population standard deviation of the features of some rows, in float64.
 
-    A feature that does not vary (a deviation below 1e-12 of its mean, or below what float32 holds) gets scale 1.
+    A constant feature gets scale 1: its deviation is below 1e-12 of its mean, or below the smallest normal float32.
 
     Args:
-      rows: bars t whose `features[t]` count: the decision bars of the training split and no others.
+      rows: bars t of the fitted `features[t]`: the decision bars of the training split and no others.
 
     Raises:
-      ValueError: no rows, rows outside the market, or a value among them that is not finite.
+      ValueError: there are no rows, rows lie outside the market, or a value is not finite.
     """
     if len(rows) == 0 or rows[0] < 0 or rows[-1] >= len(market.rows):
         raise ValueError(f"a scaler cannot be fitted on rows {rows} of a market of {len(market.rows)} rows")
@@ -38,10 +38,10 @@ def fit_scaler(market: Market, rows: range) -> Scaler:
 
 
 def attach_scaler(market: Market, scaler: Scaler) -> Market:
-    """The market with another scaler.
+    """Return the market with another scaler.
 
     Raises:
-      ValueError: the scaler is of other features, or has a scale that is not positive.
+      ValueError: the scaler belongs to other features, or has a scale that is not positive.
     """
     scaler = choose_scaler(scaler, market.feature_names)
     return market.replace(
@@ -50,10 +50,11 @@ def attach_scaler(market: Market, scaler: Scaler) -> Market:
 
 
 def choose_scaler(scaler: Scaler | None, names: tuple[str, ...]) -> Scaler:
-    """The scaler, checked against the features' names; without one, that which changes nothing.
+    """Return the scaler, checked against the features' names. None gives mean 0 and scale 1.
 
     Raises:
-      ValueError: it is of other features, or has a value that is not finite or a scale that is not positive.
+      ValueError: the scaler belongs to other features, or has a value that is not finite or a scale that is not
+        positive.
     """
     if scaler is None:
         return Scaler(names, np.zeros(len(names)), np.ones(len(names)))

@@ -2,29 +2,29 @@
 
 All three have 3-minute candles from 2024-01-01 UTC around 50 000 quote, tick 0.1, and the same kind of noise:
 
-- volatility is the exponential of a slow (4 days) and a fast (3 hours) autoregression; volume follows it;
-- within a candle the price is one continuous path: four lognormal substeps, each with the extremes of its own
-  Brownian bridge (maximum and minimum of one substep are drawn independently of each other). So a level inside
-  a candle is reached exactly when the path reaches it, and a fill at the level is fair; with extremes of a
-  sampled path it would not be, because the path would have jumped past the level;
-- jumps, symmetric in simple returns, fall *between* candles: a stop that is jumped over fills at the candle's open.
-  A target that is jumped over fills at the target, never better (SPEC 3.7), which costs its owner a little;
-- the open of a candle is otherwise the close of the one before. Rounding to ticks is the last thing done.
+- Volatility is the exponential of a slow (4 days) and a fast (3 hours) autoregression. Volume follows it.
+- Within a candle the price is one continuous path: four lognormal substeps, each with the extremes of its own
+  Brownian bridge. Maximum and minimum of one substep are drawn independently of each other. A level inside a candle
+  is therefore reached exactly when the path reaches it, and a fill at the level is fair. Extremes of a sampled path
+  would not be fair, because such a path jumps past the level.
+- Jumps, symmetric in simple returns, fall *between* candles: a stop that is jumped over fills at the candle's open.
+  A target that is jumped over fills at the target, never better (rule 7). This costs its owner a little.
+- The open of a candle is otherwise the close of the candle before. Rounding to ticks comes last.
 
-`martingale`: nothing to learn. The mean of the price never changes; 68 % volatility a year; funding of mean
-zero, much smaller than a round trip's cost. Without fees and slippage, random entries with any stop and
-target earn nothing there that is significant, and lose what targets give away to jumps (up to 1 % of equity a
-week at targets of 1 ATR).
+`martingale`: nothing to learn. The mean of the price never changes. Volatility is 68 % a year. Funding has mean
+zero and is much smaller than a round trip's cost. Without fees and slippage, random entries with any stop and
+target earn nothing significant. They lose the gain of jumps beyond their targets (up to 1 % of equity a week at
+targets of 1 ATR).
 
 `signal`: the noise at 36 % a year, and a latent drift. Quiet stretches without drift (36 hours in the mean)
-and trends (24 hours) alternate; lengths are uniform over half to one and a half of their mean; a trend's
-expected return is plus or minus 0.08 % a bar, 0.4 of the noise of a bar, so 7.7 % over an average trend.
-Signs are shuffled in eights, four of each. The drift is never shown: past returns carry it, and with them EMA
-distances, slopes, RSI and MACD (a ridge regression of the drift on the core features has R^2 0.53 to 0.61 on
-bars it has not seen). A round trip costs 0.16 % and 0.2 ATR, together about 0.22 %. Measured with the default
-`EnvParams`: log return of equity in windows of 672 bars (a week) of the validation split that do not overlap,
-notional at most 1 x equity, by `python -m benchmarks.synthetic_policies --seeds 0 1 2 3 4 5`, and `--seeds 0`
-for the default market alone:
+and trends (24 hours) alternate. Lengths are uniform over half to one and a half of their mean. A trend's
+expected return is plus or minus 0.08 % a bar, or 0.4 of the noise of a bar, and 7.7 % over an average trend.
+Signs are shuffled in eights, four of each. The drift is not a feature. Past returns carry it, and with them EMA
+distances, slopes, RSI and MACD. A ridge regression of the drift on the core features has a held-out R^2 of 0.53 to
+0.61. A round trip costs 0.16 % and 0.2 ATR, together about 0.22 %. The table holds log returns of equity with the
+default `EnvParams`, in windows of 672 bars (a week) of the validation split without overlap. Notional is at most
+1 x equity. The commands are `python -m benchmarks.synthetic_policies --seeds 0 1 2 3 4 5`, and `--seeds 0` for the
+default market alone.
 
     policy                             seeds   windows   mean %   sd %       t   share of oracle
     oracle (knows the drift)           0 - 5        36     18.8    4.2    27.1              1.00
@@ -36,16 +36,19 @@ for the default market alone:
     random (uniform multi_discrete)    0 - 5        36     -9.6    2.1   -27.8             -0.51
     hold                               any                  0.0    0.0
 
-That is far more than any real market pays. A validation split has six such windows; for a signal to be
-learnt, and seen to be learnt at t >= 3, it has to be this strong.
+That is far more than any real market pays. A validation split has six such windows. Only a signal this strong is
+learnt with t >= 3 in them.
 
-`crash`: the noise of `martingale`, and events in every month that reach every path of the simulator: gaps of
-10 to 50 % between candles, frozen candles without volume, missing candles, bars and hours, wicks that the
-mark does not follow, mark spikes that the last price does not follow, funding every 8, 4 or 1 hours and for
-whole days at plus or minus 2 %. The mark is a series of its own at 3 minutes. Gaps lean back towards the
-first price, so this one is not fair.
+`crash`: the noise of `martingale`, and events in every month that reach every path of the simulator:
 
-The same arguments give the same tables on one machine; the last digits of `exp` may differ between machines.
+- gaps of 10 to 50 % between candles;
+- frozen candles without volume, and missing candles, bars and hours;
+- wicks that the mark does not follow, and mark spikes that the last price does not follow;
+- funding every 8, 4 or 1 hours, and for whole days at plus or minus 2 %.
+
+The mark is a series of its own at 3 minutes. Gaps lean back towards the first price, so this market is not fair.
+
+The same arguments give the same tables on one machine. The last digits of `exp` may differ between machines.
 """
 
 import dataclasses
@@ -97,9 +100,9 @@ class SignalParameters(MartingaleParameters):
     drift: float = 0.0008
     """Expected return of a bar in a trend, fraction of price; its sign is the trend's."""
     trend_bars: float = 96.0
-    """Mean length of a trend (a day); lengths are uniform over half to one and a half of it."""
+    """Mean length of a trend (a day). Lengths are uniform over half to one and a half of it."""
     quiet_bars: float = 144.0
-    """Mean length of the stretch without drift between two trends; likewise uniform."""
+    """Mean length of the stretch without drift between two trends. Lengths are uniform in the same way."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,7 +114,7 @@ class SignalParameters(MartingaleParameters):
 _PARAMETERS = {"signal": SignalParameters, "martingale": MartingaleParameters, "crash": CrashParameters}
 
 NAMES: tuple[str, ...] = tuple(_PARAMETERS)
-"""The markets that `synthetic_tables` knows."""
+"""The names that `synthetic_tables` accepts."""
 
 
 class Tables(NamedTuple):
@@ -119,32 +122,33 @@ class Tables(NamedTuple):
 
     candles: pa.Table
     mark: pa.Table | None
-    """Only in `crash`; elsewhere the last price is the mark."""
+    """Only in `crash`; in the other markets the last price is the mark."""
     funding: pa.Table
     instrument: Instrument
     latent: dict[str, np.ndarray]
-    """What no policy can see: see `synthetic_tables`."""
+    """Quantities hidden from every policy: see `synthetic_tables`."""
 
 
 def synthetic_tables(name: str, seed: int = 0, bars: int = YEAR_BARS, **parameters: float) -> Tables:
-    """A synthetic market: 3-minute candles from 2024-01-01 UTC, always the same for the same arguments.
+    """Draw a synthetic market: 3-minute candles from 2024-01-01 UTC, equal for equal arguments.
 
     Args:
       name: one of `NAMES`.
       seed: any non-negative integer; each gives its own market.
       bars: number of 15-minute bars, N.
-      parameters: instead of the defaults in the market's own dataclass: `SignalParameters`,
+      parameters: replacements of the defaults in the market's own dataclass: `SignalParameters`,
         `MartingaleParameters`, `CrashParameters`.
 
     Returns:
-      Tables in the contract's schemas, prices in whole ticks (those of the mark in hundredths), and `latent`:
-      `volatility` [N] (fraction of price per bar, at the bar's first candle); `drift` [N], the expected return
-      of bar t (0 but in `signal`), which at T_t nobody knows; in `crash` also one bool mask [5 N] each for
-      `gap`, `frozen`, `missing`, `wick`, `mark_spike` and `missing_mark`, candle by candle of the full grid.
+      Tables in the schemas of `perpjax.data.contract`, with prices in whole ticks (mark prices in hundredths).
+      `latent` holds `volatility` [N] (fraction of price per bar, at the bar's first candle) and `drift` [N].
+      The drift is the expected return of bar t, 0 but in `signal`, and unknown at T_t. In `crash`, `latent` also holds
+      the bool masks [5 N] `gap`, `frozen`, `missing`, `wick`, `mark_spike` and `missing_mark`, one entry for each
+      candle of the full grid.
 
     Raises:
-      ValueError: for an unknown name or parameter, a seed or number of bars out of range, or a price that
-        leaves what float32 holds exactly (only for many years or for extreme parameters).
+      ValueError: the name or a parameter is unknown, or the seed or the number of bars is out of range. Also if a
+        price exceeds the exact range of float32 (only for many years or for extreme parameters).
     """
     if name not in _PARAMETERS:
         raise ValueError(f"synthetic market {name!r} is not one of {', '.join(NAMES)}")
@@ -182,7 +186,7 @@ def _crash_tables(
 ) -> Tables:
     events = draw_events(rng, p, len(times))
     path = path + draw_gaps(rng, p, path, events["gap"])[:, None]
-    # Before the last price freezes: the mark goes on while nothing trades.
+    # Before the last price freezes: the mark keeps moving while nothing trades.
     mark = draw_mark(rng, path, events["mark_spike"])
     path = freeze(add_spikes(rng, path, events["wick"]), events["frozen"], events["missing"])
     volume = np.where(events["frozen"], 0.0, volume)
@@ -201,9 +205,9 @@ def _instrument() -> Instrument:
 
 
 def _draw_drift(rng: np.random.Generator, p: SignalParameters, bars: int) -> Float[np.ndarray, "bars"]:
-    """Expected return of each bar: quiet stretches (0) and trends (plus or minus `drift`) in turn.
+    """Draw the expected return of each bar: quiet stretches (0) and trends (plus or minus `drift`) in turn.
 
-    Signs are shuffled fours of plus and fours of minus, so that every split has both and no year runs away.
+    Signs are shuffled in eights, four plus and four minus. Every split has both, and no year drifts far away.
     """
     # Lengths are at least half their means: twice as many pairs always suffice.
     pairs = int(2 * bars / (p.trend_bars + p.quiet_bars)) + 2
@@ -216,7 +220,7 @@ def _draw_drift(rng: np.random.Generator, p: SignalParameters, bars: int) -> Flo
 
 
 def _candle_table(times: np.ndarray, path: np.ndarray, volume: np.ndarray) -> pa.Table:
-    """Candles of a log path; prices in whole ticks."""
+    """Return the candles of a log path; prices in whole ticks."""
     ticks = np.round(START_PRICE / TICK * np.exp(path))
     for wrong, what in ((ticks[:, 2] < 1, "reached zero"), (ticks[:, 1] > EXACT, f"exceeded {EXACT} ticks")):
         if wrong.any():
@@ -231,7 +235,7 @@ def _candle_table(times: np.ndarray, path: np.ndarray, volume: np.ndarray) -> pa
 
 
 def _mark_table(times: np.ndarray, path: np.ndarray) -> pa.Table:
-    """Mark candles, in hundredths: the venue's mark is finer than its ticks."""
+    """Return mark candles, in hundredths: the venue's mark is finer than its ticks."""
     prices = np.round(START_PRICE * np.exp(path), 2)
     return pa.table([pa.array(c) for c in (times, *prices.T)], schema=MARK)
 

@@ -1,4 +1,4 @@
-"""What happens in the `crash` market: gaps, frozen and missing candles, wicks, a mark of its own, wild funding."""
+"""Events of the `crash` market: gaps, frozen and missing candles, wicks, a mark of its own, wild funding."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ class CrashParameters(MartingaleParameters):
     """The noise, and counts of events per 30 days (Poisson)."""
 
     gaps: float = 6.0
-    """The price jumps by `smallest_gap` to `largest_gap`, up or down; three in ten at the open of a bar."""
+    """Jumps of the price by `smallest_gap` to `largest_gap`, up or down; three in ten at the open of a bar."""
     smallest_gap: float = 0.10
     largest_gap: float = 0.50
     frozen: float = 12.0
@@ -37,13 +37,13 @@ class CrashParameters(MartingaleParameters):
     outages: float = 1.5
     """2 to 8 hours without rows."""
     wicks: float = 20.0
-    """Candles whose extreme lies 3 to 25 % away, on the last price only: the mark does not follow."""
+    """Candles with an extreme 3 to 25 % away, on the last price only: the mark does not follow."""
     mark_spikes: float = 4.0
-    """The same on the mark only."""
+    """Candles with such an extreme on the mark only."""
     missing_marks: float = 20.0
     """Single mark candles without a row."""
     funding_cap: float = 0.02
-    """Settlements of a day at the cap are all plus or all minus this."""
+    """On a day at the cap all settlements are plus this rate, or all are minus this rate."""
     capped_days: float = 0.3
     """Share of days at the cap."""
 
@@ -56,13 +56,13 @@ class CrashParameters(MartingaleParameters):
 
 
 def draw_events(rng: np.random.Generator, p: CrashParameters, n: int) -> dict[str, Bool[np.ndarray, "n"]]:
-    """Which candles are struck by what. The first bar and the last are spared."""
+    """Draw the candles of each kind of event. The first and the last bar have none."""
     months, k = n / (30 * DAY_CANDLES), CANDLES_PER_BAR
 
     def runs(rate: float, shortest: int, longest: int, within_bar: bool = False, grid: int = 1) -> np.ndarray:
         starts = rng.integers(0, n, rng.poisson(rate * months)) // grid * grid
         lengths = rng.integers(shortest, longest + 1, len(starts)) * grid
-        if within_bar:  # a run of 2 .. 4 candles starts where it still fits into its bar
+        if within_bar:  # a run of 2 .. 4 candles is moved so that it fits into its bar
             starts = starts // k * k + (starts % k) % (k + 1 - lengths)
         edges = np.zeros(n + 1, np.int64)
         np.add.at(edges, starts, 1)
@@ -98,9 +98,9 @@ def _first_of_run(mask: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
 def draw_gaps(
     rng: np.random.Generator, p: CrashParameters, path: np.ndarray, gap: np.ndarray
 ) -> Float[np.ndarray, "n"]:
-    """What the gaps so far have added to the log price. Directions lean towards the first price.
+    """Return the sum of the gaps so far in the log price. Directions lean towards the first price.
 
-    Without that a year of such gaps would end at a thousandth or a thousandfold of it.
+    Without this lean the price would end a year of such gaps at a thousandth or a thousandfold of the first price.
     """
     added, at = np.zeros(len(gap)), np.flatnonzero(gap)
     total = 0.0
@@ -112,7 +112,7 @@ def draw_gaps(
 
 
 def add_spikes(rng: np.random.Generator, path: np.ndarray, where: np.ndarray) -> Float[np.ndarray, "n 4"]:
-    """One extreme of the candles named moves 3 to 25 % out; the close stays."""
+    """Move one extreme of the given candles 3 to 25 % outwards; the close stays."""
     path, at = path.copy(), np.flatnonzero(where)
     size, up = rng.uniform(*WICK, len(at)), rng.random(len(at)) < 0.5
     path[at, 1] += np.where(up, np.log1p(size), 0.0)
@@ -121,9 +121,9 @@ def add_spikes(rng: np.random.Generator, path: np.ndarray, where: np.ndarray) ->
 
 
 def draw_mark(rng: np.random.Generator, path: np.ndarray, spikes: np.ndarray) -> Float[np.ndarray, "n 4"]:
-    """The mark: the same path a few basis points aside, with shorter wicks, and spikes of its own.
+    """Draw the mark: the path shifted by a few basis points, with shorter wicks, and spikes of its own.
 
-    It is made before the last price freezes: the mark goes on while nothing trades.
+    Call it before the last price freezes: the mark keeps moving while nothing trades.
     """
     basis = autoregress(rng, len(path) + 1, 5e-4, 20.0)
     opens, close = path[:, 0] + basis[:-1], path[:, 3] + basis[1:]
@@ -135,13 +135,13 @@ def draw_mark(rng: np.random.Generator, path: np.ndarray, spikes: np.ndarray) ->
 
 
 def freeze(path: np.ndarray, frozen: np.ndarray, missing: np.ndarray) -> Float[np.ndarray, "n 4"]:
-    """Frozen candles repeat the last close that was traded; the path behind them goes on unseen."""
+    """Let frozen candles repeat the last traded close; the hidden path continues behind them."""
     last = np.maximum.accumulate(np.where(frozen | missing, 0, np.arange(len(path))))
     return np.where(frozen[:, None], path[last, 3][:, None], path)
 
 
 def draw_wild_funding(rng: np.random.Generator, p: CrashParameters, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Stamps and rates of settlements every 8, 4 or 1 hours, the interval changing every few days; days at the cap."""
+    """Draw stamps and rates of settlements every 8, 4 or 1 hours. The interval changes every few days."""
     hours = np.arange(times[0], times[-1] + CANDLE_MS, HOUR_MS)
     day = (hours - hours[0]) // (24 * HOUR_MS)
     days = int(day[-1]) + 1

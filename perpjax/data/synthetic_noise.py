@@ -1,4 +1,4 @@
-"""The noise of the synthetic markets: volatility that clusters, jumps, and one honest path through every candle."""
+"""The noise of the synthetic markets: clustered volatility, jumps, and one continuous path through every candle."""
 
 import dataclasses
 from itertools import accumulate
@@ -24,7 +24,7 @@ class MartingaleParameters:
     """Noise of all three markets."""
 
     volatility: float = 0.65
-    """Of the diffusion, per square root of a year: root of the mean variance."""
+    """Volatility of the diffusion, per square root of a year: root of the mean variance."""
     slow_spread: float = 0.35
     """Standard deviation of the slow part of log volatility."""
     slow_bars: float = 384.0
@@ -34,7 +34,7 @@ class MartingaleParameters:
     fast_bars: float = 12.0
     """Its relaxation time (3 hours)."""
     jumps_per_day: float = 1.0
-    """Jumps fall between two candles."""
+    """Mean number of jumps a day. Jumps fall between two candles."""
     jump_size: float = 0.010
     """Standard deviation of a jump, fraction of price."""
     candle_volume: float = 25.0
@@ -49,13 +49,13 @@ class MartingaleParameters:
         self.require(self.volatility > 0, "volatility", "above 0")
 
     def require(self, holds: bool, name: str, what: str) -> None:
-        """Raise ValueError naming the parameter unless `holds`."""
+        """Raise a ValueError with the parameter's name unless `holds`."""
         if not holds:
             raise ValueError(f"{type(self).__name__}: {name} = {getattr(self, name)!r} is not {what}")
 
 
 def autoregress(rng: np.random.Generator, n: int, spread: float, relaxation: float) -> Float[np.ndarray, "n"]:
-    """Stationary AR(1) of mean zero: standard deviation `spread`, memory e^-1 after `relaxation` steps."""
+    """Draw a stationary AR(1) of mean zero: standard deviation `spread`, memory e^-1 after `relaxation` steps."""
     keep = np.exp(-1.0 / relaxation) if relaxation > 0 else 0.0
     shocks = rng.standard_normal(n)
     shocks[1:] *= np.sqrt(1 - keep * keep)
@@ -63,7 +63,7 @@ def autoregress(rng: np.random.Generator, n: int, spread: float, relaxation: flo
 
 
 def draw_volatility(rng: np.random.Generator, p: MartingaleParameters, n: int) -> Float[np.ndarray, "n"]:
-    """Volatility of each candle: exponential of two autoregressions, their mean variance that of `p`."""
+    """Draw the volatility of each candle: the exponential of two autoregressions with the mean variance of `p`."""
     log_volatility = autoregress(rng, n, p.slow_spread, p.slow_bars * CANDLES_PER_BAR)
     log_volatility += autoregress(rng, n, p.fast_spread, p.fast_bars * CANDLES_PER_BAR)
     # E exp(2 h) = exp(2 var h) for a normal h.
@@ -72,7 +72,7 @@ def draw_volatility(rng: np.random.Generator, p: MartingaleParameters, n: int) -
 
 
 def draw_jumps(rng: np.random.Generator, p: MartingaleParameters, n: int) -> Float[np.ndarray, "n"]:
-    """Log of the jump before each candle, mostly 0. The simple return is symmetric, so its mean is zero."""
+    """Draw the log of the jump before each candle, mostly 0. The simple return is symmetric, so its mean is zero."""
     happens = rng.random(n) < p.jumps_per_day / DAY_CANDLES
     # Laplace: fatter tails than a normal; the bound is far out and symmetric too.
     sizes = np.clip(rng.laplace(0.0, p.jump_size / np.sqrt(2), n), -_LARGEST_JUMP, _LARGEST_JUMP)
@@ -80,18 +80,18 @@ def draw_jumps(rng: np.random.Generator, p: MartingaleParameters, n: int) -> Flo
 
 
 def draw_volume(rng: np.random.Generator, p: MartingaleParameters, sigma: np.ndarray) -> np.ndarray:
-    """Volume of each candle, proportional to volatility, log-normal around it, never 0."""
+    """Draw the volume of each candle, log-normal around a multiple of its volatility, never 0."""
     median = p.volatility / np.sqrt(_YEAR_CANDLES) * np.exp(-(p.slow_spread**2) - p.fast_spread**2)
     usual = p.candle_volume * sigma / median
     return np.maximum(np.round(usual * np.exp(0.5 * rng.standard_normal(len(sigma))), 3), 0.001)
 
 
 def walk(rng: np.random.Generator, sigma: np.ndarray, drift: np.ndarray, jumps: np.ndarray) -> Float[np.ndarray, "n 4"]:
-    """Log open, high, low, close of each candle of one path that starts at log price 0.
+    """Draw log open, high, low, close of each candle of one path that starts at log price 0.
 
-    The mean of the price (not of its log) grows by `drift` in each candle. Extremes are those of a continuous
-    path, by the Brownian bridge of each substep: with a = start, b = end, v = variance, the maximum is
-    (a + b + sqrt((b - a)^2 + 2 v e)) / 2, e exponential (reflection principle; e.g. Glasserman 2003, 6.4).
+    The mean of the price (not of its log) grows by `drift` in each candle. Extremes are those of a continuous path, by
+    the Brownian bridge of each substep. The maximum is `(a + b + sqrt((b - a)^2 + 2 v e)) / 2` with a = start,
+    b = end, v = variance and e exponential (reflection principle; e.g. Glasserman 2003, 6.4).
     """
     shape = (len(sigma), _SUBSTEPS)
     variance = (sigma**2 / _SUBSTEPS)[:, None]

@@ -1,7 +1,7 @@
-"""The 31 core features (SPEC section 7): what is known at T_t, the open of bar t.
+"""The 31 core features, known at T_t, the open of bar t.
 
-The shift by one bar happens here and nowhere else: row t is computed from bars <= t-1, from funding settled
-at or before T_t and from the clock at T_t. The builder appends the bar that is about to open, so that the state
+The shift by one bar happens here and nowhere else. Row t is computed from bars <= t-1, from funding settled
+at or before T_t and from the clock at T_t. The builder appends the bar that is about to open, so the state
 after the last bar has an observation too.
 """
 
@@ -32,14 +32,14 @@ WARMUP_BARS = FIRST_DECISION
 """First row in which every feature is defined: vol_672 needs 672 returns, that is 673 closes."""
 
 LIVE_BARS = 800
-"""Bars a live runner keeps; `core_features_live` wants at least as many."""
+"""Bars that a live runner keeps; `core_features_live` needs at least as many."""
 
 LIVE_TOLERANCE: dict[str, float] = {name: 1e-9 for name in CORE_FEATURES} | {"ema_200_dist": 3e-4}
 """Bound on the absolute difference of `core_features_live` on 800 bars from the full history.
 
-Only EMA 200 remembers further back than 800 bars: `(1 - 2/201)^799 = 3.4e-4` of the distance between price
-and EMA at the start of the buffer is left. Measured at every bar of BTC 2023-24, ORCA 2025-26 and NEAR 2025:
-at most 5.3e-5, 2.2e-4 and 1.1e-4. All others: at most 1e-14 (window features: bit-identical).
+Only EMA 200 has a memory longer than 800 bars: `(1 - 2/201)^799 = 3.4e-4` of the distance between price
+and EMA at the start of the buffer is left. Measured at every bar of BTC 2023-24, ORCA 2025-26 and NEAR 2025, the
+differences are at most 5.3e-5, 2.2e-4 and 1.1e-4. All other features differ by at most 1e-14 (window features: by 0).
 """
 
 _HOUR_MS = 3_600_000
@@ -49,36 +49,35 @@ _BARS_IN_8_HOURS = 32
 
 
 def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
-    """The core features of a series of 15-minute bars, float64, unscaled.
+    """Compute the core features of a series of 15-minute bars, float64, unscaled.
 
-    Definitions: SPEC section 7, formulas with their sources in `perpjax.features.indicators`. Where more than
-    one reading is possible:
+    The formulas, with their sources, stand in `perpjax.features.indicators`. These points complete them:
 
     - `vol_z_96` is `(volume - mean) / std` of the last bar's volume over the last 96 bars, itself included
-      (population std); 0 where the volume is constant.
-    - EMA and Wilder averages start from the first bar (ADX: with no directional movement in it; RSI: from the
-      first change), so they are defined early and forget that start geometrically.
-    - hour, day and session are those of T_t itself.
-    - `funding_rate_now` is 0 before the first settlement, `time_to_next_funding` 0 before the second (no
-      interval has been observed yet) and once the expected settlement is overdue. Settlements are dated at
-      the open of their bar (`settlement_opens`), so at a settlement's own T_t its rate is already the current
-      one.
+      (population std). It is 0 where the volume is constant.
+    - EMA and Wilder averages start from the first bar, so they are defined early and forget this start geometrically.
+      In the first bar ADX has no directional movement. RSI starts from the first change.
+    - Hour, day and session are those of T_t itself.
+    - `funding_rate_now` is 0 before the first settlement. At a settlement's own T_t its rate is already the current
+      one, because settlements are dated at the open of their bar (`settlement_opens`).
+    - `time_to_next_funding` is 0 before the second settlement, which completes the first observed interval. It is also
+      0 once the expected settlement is overdue.
 
-    NaN before a column's own warm-up; row t is the first defined one for: ret_k: k + 1; vol_n: n + 1;
-    vol_z_96: 96; the EMA slopes and rsi_14: 2; clock and funding: 0; all others: 1. Row 673 is the first
+    A column is NaN before its own warm-up. Its first defined row is k + 1 for ret_k, n + 1 for vol_n and 96 for
+    vol_z_96. It is 2 for the EMA slopes and rsi_14, 0 for clock and funding, and 1 for all others. Row 673 is the first
     without any NaN.
 
     Args:
-        bars: `CANDLES` table [N], stamps exactly 900_000 ms apart; an empty bar repeats the last
+        bars: `CANDLES` table [N], stamps exactly 900_000 ms apart. An empty bar repeats the last
             close, with volume 0.
         funding: `FUNDING` table [M], or None for no funding (both funding columns 0).
 
     Returns:
-        Table [N] of the 31 float64 columns `CORE_FEATURES`; row t from bars <= t-1, so that the last bar is in no
-        row. For what is known after it, append the bar that is about to open: `append_next_bar`.
+        Table [N] of the 31 float64 columns `CORE_FEATURES`. Row t comes from bars <= t-1, so no row uses the last bar.
+        For the features after it, append the bar that is about to open: `append_next_bar`.
 
     Raises:
-        DataError: bars or funding break the contract, or bars have a hole: names the row and the value.
+        DataError: bars or funding break the contract, or bars have a hole. The message names the row and the value.
     """
     bars = validate(bars, CANDLES, "bars", interval_ms=BAR_MS)
     opens = bars["open_time_ms"].to_numpy()
@@ -90,18 +89,18 @@ def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
 
 
 def core_features_live(bars_tail: pa.Table, funding: pa.Table | None = None) -> pa.Table:
-    """The features known now, from the last bars only, as a live runner would compute them.
+    """Compute the current features from the last bars only, as a live runner does.
 
     Args:
         bars_tail: the last `LIVE_BARS` closed bars or more, as in `core_features`.
-        funding: the settlements so far; the last two decide.
+        funding: the settlements so far; only the last two matter.
 
     Returns:
-        Table of one row and the columns `CORE_FEATURES`: what is known at the close of the last bar.
-        Against the full history, with 800 bars: see `LIVE_TOLERANCE`.
+        Table of one row and the columns `CORE_FEATURES`, known at the close of the last bar. `LIVE_TOLERANCE` bounds
+        the difference, with 800 bars, from the full history.
 
     Raises:
-        DataError: fewer than `LIVE_BARS` bars, or as in `core_features`.
+        DataError: there are fewer than `LIVE_BARS` bars, or as in `core_features`.
     """
     if bars_tail.num_rows < LIVE_BARS:
         raise DataError(
@@ -112,9 +111,9 @@ def core_features_live(bars_tail: pa.Table, funding: pa.Table | None = None) -> 
 
 
 def append_next_bar(bars: pa.Table) -> pa.Table:
-    """The bars and the one about to open, flat at the last close with volume 0, as an empty bar is.
+    """Append the bar about to open to the bars: flat at the last close with volume 0, like an empty bar.
 
-    A feature function gives one row a bar, from the bars before: this bar's row is what is known after all of `bars`.
+    A feature function returns one row a bar, from the bars before. The row of the appended bar uses all of `bars`.
     """
     last = {name: bars[name][-1].as_py() for name in ("open_time_ms", "close")}
     following = {name: [last["close"]] for name in ("open", "high", "low", "close")}
@@ -123,7 +122,7 @@ def append_next_bar(bars: pa.Table) -> pa.Table:
 
 
 def _bar_columns(bar: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What is known after each bar, [N]: row i from bars <= i."""
+    """Return the features known after each bar, [N]: row i from bars <= i."""
     open_, high, low, close, volume = (bar[name] for name in ("open", "high", "low", "close", "volume"))
     ret_1 = ind.log_return(close, 1)
     averages = {span: ind.ema(close, span) for span in (20, 50, 200)}
@@ -152,7 +151,7 @@ def _slope(average: np.ndarray) -> np.ndarray:
 
 
 def _clock_columns(times: np.ndarray) -> dict[str, np.ndarray]:
-    """Clock at each T_t, [N]: integer UTC hour over 24, weekday (Monday = 0) over 7, sessions 0 or 1."""
+    """Return the clock at each T_t, [N]: integer UTC hour over 24, weekday (Monday = 0) over 7, sessions 0 or 1."""
     hour = times // _HOUR_MS % 24
     weekday = (times // (24 * _HOUR_MS) + _MONDAY_OFFSET) % 7
     hour_angle, week_angle = 2 * np.pi * hour / 24, 2 * np.pi * weekday / 7
@@ -166,7 +165,7 @@ def _clock_columns(times: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _funding_columns(times: np.ndarray, funding: pa.Table | None) -> dict[str, np.ndarray]:
-    """Last settled rate and expected time to the next settlement (8 hours = 1) at each T_t, [N]."""
+    """Return the last settled rate and the expected time to the next settlement (8 hours = 1) at each T_t, [N]."""
     rate_now, to_next = np.zeros(len(times)), np.zeros(len(times))
     if funding is not None:
         funding = validate(funding, FUNDING, "funding")

@@ -1,12 +1,12 @@
 """Technical indicators on whole series, float64.
 
-Every function maps series of length N to series of length N whose entry i uses bars <= i only; nothing is
-shifted here (`perpjax.features.core` shifts by one bar, once). Entries that are not defined yet are NaN.
+Every function maps series of length N to series of length N; entry i uses only bars <= i. Nothing is shifted here:
+`perpjax.features.core` shifts by one bar, once. Entries that are not defined yet are NaN.
 
-Recursive indicators start from the first bar (`adjust=False`, as in `pandas.ewm`): no simple-average seed, so
-a value is defined at once and forgets its start geometrically. Window indicators are computed from each
-window alone, never from a running sum over the whole series: their rounding does not depend on where the
-series begins, and a live runner that holds only the last bars gets the same number.
+Recursive indicators start from the first bar (`adjust=False`, as in `pandas.ewm`), without a simple-average seed. A
+value is defined at once and forgets its start geometrically. Window indicators are computed from each window alone,
+never from a running sum over the whole series. Their rounding does not depend on the beginning of the series, so a
+live runner with only the last bars gets the same number.
 """
 
 from collections.abc import Callable
@@ -22,19 +22,19 @@ _CHUNK = 256
 
 
 def ratio(numerator: Series, denominator: Series, empty: float = 0.0) -> Series:
-    """`numerator / denominator`, and `empty` where the denominator is 0 (here always 0/0)."""
+    """Return `numerator / denominator`, and `empty` where the denominator is 0 (here always 0/0)."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, empty), where=denominator != 0)
 
 
 def log_return(close: Series, bars: int) -> Series:
-    """`log(close_i / close_{i-bars})`, a fraction; the first `bars` entries are NaN."""
+    """Return `log(close_i / close_{i-bars})`, a fraction; the first `bars` entries are NaN."""
     returns = np.full_like(close, np.nan)
     returns[bars:] = np.log(close[bars:] / close[:-bars])
     return returns
 
 
 def smooth(values: Series, weight: float) -> Series:
-    """Exponential smoothing: `y_0 = x_0`, `y_i = y_{i-1} + weight (x_i - y_{i-1})`, in the units of `values`.
+    """Smooth exponentially: `y_0 = x_0`, `y_i = y_{i-1} + weight (x_i - y_{i-1})`, in the units of `values`.
 
     The increment form keeps a constant series exactly constant.
     """
@@ -43,34 +43,34 @@ def smooth(values: Series, weight: float) -> Series:
 
 
 def ema(values: Series, span: int) -> Series:
-    """Exponential moving average with weight `2 / (span + 1)`, from the first value (`adjust=False`)."""
+    """Return the exponential moving average with weight `2 / (span + 1)`, from the first value (`adjust=False`)."""
     return smooth(values, 2.0 / (span + 1))
 
 
 def wilder(values: Series, period: int) -> Series:
-    """Wilder's average, weight `1 / period`, from the first value (Wilder 1978, New Concepts)."""
+    """Return Wilder's average, weight `1 / period`, from the first value (Wilder 1978, New Concepts)."""
     return smooth(values, 1.0 / period)
 
 
 def true_range(high: Series, low: Series, close: Series) -> Series:
-    """Wilder's true range, price units: `max(high, previous close) - min(low, previous close)` (Wilder 1978).
+    """Return the true range, price units: `max(high, previous close) - min(low, previous close)` (Wilder 1978).
 
-    Bar 0 has no previous close: high - low.
+    Bar 0 has no previous close. Its range is high - low.
     """
     previous = np.concatenate([close[:1], close[:-1]])  # within bar 0: its range is high - low
     return np.maximum(high, previous) - np.minimum(low, previous)
 
 
 def atr(high: Series, low: Series, close: Series, period: int = 14) -> Series:
-    """Average true range, price units: Wilder's average of `true_range` from the first bar (Wilder 1978)."""
+    """Return the average true range, price units: Wilder's average of `true_range` from the first bar (Wilder 1978)."""
     return wilder(true_range(high, low, close), period)
 
 
 def rsi(close: Series, period: int = 14) -> Series:
-    """Relative strength index, 0 .. 100: `100 G / (G + L)`; 50 where nothing has moved yet (Wilder 1978).
+    """Return the relative strength index, 0 .. 100: `100 G / (G + L)`; 50 before the first movement (Wilder 1978).
 
     G and L are Wilder's averages of the rises and falls of the close. They start from the first change (bar
-    1) and not from its simple average over `period` bars; bar 0 has no change and is NaN.
+    1), not from a simple average over `period` bars. Bar 0 has no change and is NaN.
     """
     change = np.diff(close)
     gain, loss = wilder(change.clip(min=0.0), period), wilder((-change).clip(min=0.0), period)
@@ -78,12 +78,13 @@ def rsi(close: Series, period: int = 14) -> Series:
 
 
 def adx(high: Series, low: Series, period: int = 14) -> Series:
-    """Average directional index, 0 .. 100 (Wilder 1978).
+    """Return the average directional index, 0 .. 100 (Wilder 1978).
 
-    `up = high_i - high_{i-1}`, `down = low_{i-1} - low_i`; +DM is `up` if it is the larger one and positive,
-    else 0, -DM likewise with `down`; both are 0 at bar 0. With P and M their Wilder averages from bar 0, `DX
-    = 100 |P - M| / (P + M)` (0 where both are 0) and ADX is Wilder's average of DX from bar 0. The average
-    true range by which +DI and -DI are divided cancels in DX, so the close is not needed.
+    With `up = high_i - high_{i-1}` and `down = low_{i-1} - low_i`, +DM is `up` if it is larger than `down` and
+    positive, else 0. -DM is `down` if it is larger than `up` and positive, else 0. Both are 0 at bar 0.
+    With P and M their Wilder averages from bar 0, `DX = 100 |P - M| / (P + M)`, and 0 where both are 0.
+    ADX is Wilder's average of DX from bar 0. The average true range, the divisor of +DI and -DI, cancels in DX, so
+    the close is not needed.
     """
     up, down = np.diff(high, prepend=high[:1]), -np.diff(low, prepend=low[:1])
     plus = wilder(np.where((up > down) & (up > 0), up, 0.0), period)
@@ -92,37 +93,37 @@ def adx(high: Series, low: Series, period: int = 14) -> Series:
 
 
 def macd(close: Series, fast: int = 12, slow: int = 26, signal: int = 9) -> tuple[Series, Series, Series]:
-    """MACD line `ema(fast) - ema(slow)`, its EMA (the signal), and line - signal, price units (Appel)."""
+    """Return the MACD line `ema(fast) - ema(slow)`, its EMA (the signal), and line - signal, price units (Appel)."""
     line = ema(close, fast) - ema(close, slow)
     average = ema(line, signal)
     return line, average, line - average
 
 
 def rolling_mean(values: Series, window: int) -> Series:
-    """Mean of the last `window` values; NaN until the window is full."""
+    """Return the mean of the last `window` values; NaN until the window is full."""
     return values + _reduce_windows(values, window, lambda from_last: from_last.mean(axis=1))
 
 
 def rolling_std(values: Series, window: int) -> Series:
-    """Population standard deviation (divided by `window`) of the last `window` values; NaN until full."""
+    """Return the population standard deviation (divided by `window`) of the last `window` values; NaN until full."""
     return _reduce_windows(values, window, _std)
 
 
 def rolling_zscore(values: Series, window: int) -> Series:
-    """`(value - mean) / std`, both over the last `window` values, its own included; 0 where std is 0."""
+    """Return `(value - mean) / std`, both over the last `window` values, its own included; 0 where std is 0."""
     return _reduce_windows(values, window, lambda from_last: ratio(-from_last.mean(axis=1), _std(from_last)))
 
 
 def _std(from_last: np.ndarray) -> np.ndarray:
-    """[rows, window] -> [rows]; two passes, so that a large mean costs no digits."""
+    """Return the standard deviation, [rows, window] -> [rows], in two passes: a large mean costs no digits."""
     centred = from_last - from_last.mean(axis=1, keepdims=True)
     return np.sqrt((centred * centred).mean(axis=1))
 
 
 def _reduce_windows(values: Series, window: int, reduce: Callable[[np.ndarray], np.ndarray]) -> Series:
-    """`reduce` ([rows, window] -> [rows]) each window, given as differences from its last value.
+    """Apply `reduce` ([rows, window] -> [rows]) to each window, as differences from its last value.
 
-    The differences are exactly 0 in a constant window; its mean, taken directly, need not be the constant.
+    The differences are exactly 0 in a constant window. A mean of the values themselves might not equal the constant.
     """
     reduced = np.full_like(values, np.nan)
     if len(values) < window:

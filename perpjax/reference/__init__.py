@@ -1,4 +1,4 @@
-"""The float64 twin: one environment, one lot at a time, written from SPEC and from nothing else."""
+"""The float64 twin: one environment, one lot at a time, written from the contract (docs/semantics.md) alone."""
 
 from perpjax.reference.parity import step_like
 from perpjax.reference.records import Exit, Ledger, Lot, Order, TwinMarket, TwinParams, TwinState, Verdict

@@ -1,4 +1,4 @@
-"""Actions to orders (SPEC section 5)."""
+"""Actions to orders (docs/semantics.md, the end of section "The bar")."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from perpjax.reference.ties import Ties
 
 DIRECTIONS = (HOLD, LONG, SHORT, CLOSE)
 SIZES = (0.25, 0.5, 0.75, 1.0)
-LEVERAGES = (1.0, 2.0, 3.0, 5.0, 10.0)  # of a largest leverage of 10
+LEVERAGES = (1.0, 2.0, 3.0, 5.0, 10.0)  # for a maximum leverage of 10
 STOPS = (0.5, 1.0, 2.0, 3.0)
 TARGETS = (0.5, 1.0, 2.0, 4.0, 6.0)
 
 
 def decode(action: Any, params: TwinParams, lots: list[Lot], ties: Ties) -> Order:
-    """The order of a box5 [5], a multi_discrete [5] or an `Order` action, given the lots held at T_t.
+    """Return the order of a box5 [5], a multi_discrete [5] or an `Order` action, given the lots held at T_t.
 
-    Any NaN or infinite number makes the whole action HOLD; others are clipped to their range.
+    Any NaN or infinite number makes the whole action HOLD. Other numbers are clipped to their range.
     """
     numbers = np.asarray(action, dtype=np.float64)
     if not np.all(np.isfinite(numbers)):
@@ -47,6 +47,6 @@ def decode(action: Any, params: TwinParams, lots: list[Lot], ties: Ties) -> Orde
 
 
 def against_lots(direction: int, params: TwinParams, lots: list[Lot]) -> int:
-    """CLOSE for a direction against a lot held, if `opposite` says so; else the direction."""
+    """Return CLOSE if `opposite` is "close" and a lot of the other side is held, else the direction."""
     closes = params.opposite == "close" and any(lot.side == -direction for lot in lots)
     return CLOSE if closes else direction

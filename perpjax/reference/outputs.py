@@ -1,4 +1,4 @@
-"""What a step hands back: the reward (SPEC 3.11 and 5) and the observation (SPEC 6)."""
+"""The results of a step: the reward (rule 11) and the observation (docs/semantics.md, section "Observation")."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 from perpjax.reference.records import Ledger, Lot, TwinMarket, TwinParams, TwinState
 
-REWARD_FLOOR = 1e-3  # of the initial equity: equities inside the logarithm, and the shaped risk term
+REWARD_FLOOR = 1e-3  # of the initial equity: for equities inside the logarithm, and for the shaped risk term
 OBSERVATION_FLOOR = 1e-6  # of the initial equity: the divisor of the account numbers
 FEATURE_CLIP = 10.0
 
 
 def profit(lot: Lot, price: float, tick_value: float) -> float:
-    """`d * q * (price - E) * tick_value`, quote."""
+    """Return `d * q * (price - E) * tick_value`, quote."""
     return lot.side * lot.quantity * (price - lot.entry) * tick_value
 
 
 def reward(s: TwinState, m: TwinMarket, p: TwinParams, equity_before: float, before: Ledger) -> float:
-    """The reward of the step over bar t = s.t, everything in `s` but `t` being that after the step.
+    """Return the reward of the step over bar t = s.t; every field of `s` but `t` has its value after the step.
 
-    The sum of postings and change of unrealised profit is the change of equity, so `log1p(delta / e)` is the
+    Postings and the change of unrealised profit sum to the change of equity. `log1p(delta / e)` is therefore the
     logarithm of the ratio.
     """
     floor = REWARD_FLOOR * p.initial_equity
@@ -41,7 +41,7 @@ def reward(s: TwinState, m: TwinMarket, p: TwinParams, equity_before: float, bef
 
 
 def observe(s: TwinState, m: TwinMarket, p: TwinParams) -> np.ndarray:
-    """[F + 9] at decision s.t: scaled features, then the account at the mark close of the bar before."""
+    """Return [F + 9] at decision s.t: scaled features, then the account at the mark close of the bar before."""
     scaled = (m.features[s.t] - m.feature_mean) / m.feature_scale
     lots, mark = [lot for lot in s.lots if lot is not None], float(m.mark_close[s.t - 1, -1])
     posted = sum(lot.margin for lot in lots)

@@ -1,4 +1,4 @@
-"""Stepping the twin to a simulator's result, near-ties taken as the simulator took them."""
+"""Step the twin to a simulator's result, with near-ties decided as the simulator decided them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from perpjax.reference.twin import Twin
 
 
 def step_like(twin: Twin, action: Any, agrees: Callable[[Twin], bool], limit: int = 4096) -> bool:
-    """Steps the twin, deciding near-ties as little against float64 as it takes until `agrees(twin)`.
+    """Step the twin with the fewest near-ties decided against float64 that make `agrees(twin)` true.
 
-    Tries no flip, then the likeliest sets of flips first: few of them, each to a result next to float64's own; at most
-    `limit` steps in all. When nothing agrees the twin is left where float64 alone leads, and the answer is False: a
-    real disagreement.
+    The first try flips nothing. The likeliest sets of flips follow: few flips, each to a result next to float64's own.
+    The search takes at most `limit` steps.
+
+    Returns:
+      False for a real disagreement: no set of flips agrees. The twin then holds the result of float64 alone.
     """
     start, counts = twin.state, (twin.near_ties, twin.flipped_ties)
     order = itertools.count()

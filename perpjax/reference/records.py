@@ -1,8 +1,8 @@
-"""What the twin is told (market, parameters, order) and what it keeps (lots, ledger, state).
+"""The inputs of the twin (market, parameters, order) and its records (lots, ledger, state).
 
-Units as in SPEC section 1: prices, ATR and distances in whole ticks, quantities in whole steps, money in
-quote currency, rates and fees as fractions, time as a bar index. Everything is float64 or int; for a parity
-test the floats hold the simulator's float32 values exactly (`float(numpy.float32(x))`).
+Units as in the contract (docs/semantics.md, section "Units"): prices, ATR and distances in whole ticks, quantities
+in whole steps, money in quote currency. Rates and fees are fractions, and time is a bar index. Every number is float64
+or int. In a parity test the floats hold the simulator's float32 values exactly (`float(numpy.float32(x))`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HOLD, LONG, SHORT, CLOSE = 0, 1, -1, 2
 
 
 class Verdict(IntEnum):
-    """The answer to an order; the first that holds, in this order (SPEC 3.4)."""
+    """The answer to an order: the first that holds, in this order (rule 4)."""
 
     HOLD = 0
     DATA_GAP = 1
@@ -32,7 +32,7 @@ class Verdict(IntEnum):
 
 
 class Order(NamedTuple):
-    """A decoded action: direction HOLD, LONG, SHORT or CLOSE, and what an opening asks for."""
+    """A decoded action: direction HOLD, LONG, SHORT or CLOSE, and the numbers of an opening."""
 
     direction: int
     size: float = 0.0
@@ -52,7 +52,7 @@ class Bracket(NamedTuple):
 
 
 def _widen(record: object) -> None:
-    """Makes every float of a frozen dataclass float64: one numpy float32 would pull sums down to float32."""
+    """Make every float of a frozen dataclass float64: a single numpy float32 would turn sums into float32."""
     for entry in fields(record):
         value = getattr(record, entry.name)
         if entry.type == "float":
@@ -65,13 +65,23 @@ def _widen(record: object) -> None:
 class TwinMarket:
     """N bars of K candles of one instrument, in one segment.
 
-    open .. mark_close: [N, K] ticks; valid: [N, K] bool; funding_rate: [N], 0 where nothing settles;
-    funding_price: [N] ticks; atr: [N + 1] whole ticks and features: [N + 1, F] unscaled, both "known at T_t";
-    feature_mean, feature_scale: [F]; brackets: [n, 5] rows (floor, cap, max leverage, rate, amount);
-    max_steps: the venue's largest order in steps; first: first decision bar of the segment.
+    Attributes:
+      open, high, low, close, mark_open, mark_high, mark_low, mark_close: [N, K] ticks.
+      valid: [N, K] bool.
+      funding_rate: [N], 0 where nothing settles.
+      funding_price: [N] ticks.
+      atr: [N + 1] whole ticks, known at T_t.
+      features: [N + 1, F] unscaled, known at T_t.
+      feature_mean, feature_scale: [F].
+      tick_value: quote currency of one tick for one step.
+      min_notional: the venue's smallest order, quote currency.
+      max_steps: the venue's largest order in steps.
+      maintenance_fee_rate: closing fee inside the maintenance requirement, a fraction.
+      brackets: [n, 5] rows (floor, cap, max leverage, rate, amount).
+      first: first decision bar of the segment.
 
     Raises:
-      ValueError: the bracket table is not continuous and increasing (SPEC 3.6), or `first` is below 1.
+      ValueError: the bracket table is not continuous and increasing (rule 6), or `first` is below 1.
     """
 
     open: np.ndarray
@@ -101,7 +111,7 @@ class TwinMarket:
         if self.first < 1:
             raise ValueError(f"first decision bar {self.first}: a decision needs a bar before it")
         for before, after in zip(self.table, self.table[1:], strict=False):
-            # A relative 1e-5 for the jump: the columns may have been rounded to float32.
+            # The jump may be 1e-5, relative: the columns may have been rounded to float32.
             jump = after.floor * (after.rate - before.rate) - (after.amount - before.amount)
             if after.floor != before.cap or after.cap <= after.floor or after.rate <= before.rate:
                 raise ValueError(f"brackets {before} and {after} are not increasing")
@@ -123,7 +133,7 @@ class TwinMarket:
 
 @dataclass(frozen=True)
 class TwinParams:
-    """SPEC section 5: the defaults."""
+    """The parameters and static choices, with their defaults."""
 
     initial_equity: float = 10_000.0
     taker_fee: float = 0.0006
@@ -153,7 +163,7 @@ class TwinParams:
 class Lot:
     """One open position; a free slot holds None instead."""
 
-    side: int  # +1 long, -1 short: the `d` of SPEC section 3
+    side: int  # +1 long, -1 short: the `d` of the rules
     quantity: float  # steps
     entry: float  # ticks
     margin: float  # quote
@@ -162,7 +172,7 @@ class Lot:
     target: float  # ticks
     liquidation: float = 0.0  # ticks; 0: none
     age: int = 0  # bars; the opening bar counts 1 once it is over
-    settlements: int = 0  # that the margin has been through: for near-ties only
+    settlements: int = 0  # funding payments so far: for near-ties only
 
 
 class Exit(NamedTuple):
@@ -170,23 +180,23 @@ class Exit(NamedTuple):
 
     how: str  # closed, stopped, target, timed_out or liquidated
     slot: int
-    lot: Lot  # as it was when it ended
+    lot: Lot  # its state at the end
     candle: int  # of the bar, 0 .. K - 1
-    price: float  # ticks: the fill; of a liquidation L, or the bankruptcy price if that comes first
+    price: float  # ticks: the fill; for a liquidation L, or the bankruptcy price if that is nearer to the entry
     realised: float = 0.0  # profit before the fee; 0 for a liquidation
     fee: float = 0.0
     slippage: float = 0.0  # from the price that triggered the exit to the fill
     gap_loss: float = 0.0  # from the stop to the candle open beyond it
-    forgiven: float = 0.0  # what the floor at -M and the fee's cap let off
+    forgiven: float = 0.0  # saved by the floor at -M and by the fee's cap
     forfeited: float = 0.0  # margin left at the price of a liquidation
 
 
 @dataclass
 class Ledger:
-    """Counts since reset (SPEC section 4)."""
+    """Counts and sums since reset (docs/semantics.md, section "Account")."""
 
     fees: float = 0.0
-    funding: float = 0.0  # paid, so that receiving is negative
+    funding: float = 0.0  # paid; a receipt is negative
     realised: float = 0.0
     liquidation_losses: float = 0.0
     traded_notional: float = 0.0  # entry and exit fills
@@ -201,7 +211,7 @@ class Ledger:
     closed: int = 0
     liquidated: int = 0
     ambiguous: int = 0
-    refused: list[int] = field(default_factory=lambda: [0] * len(Verdict))  # orders each verdict met
+    refused: list[int] = field(default_factory=lambda: [0] * len(Verdict))  # orders by verdict
 
     def copy(self) -> Ledger:
         return replace(self, refused=list(self.refused))
@@ -209,15 +219,15 @@ class Ledger:
 
 @dataclass
 class TwinState:
-    """The state at decision t, with what the last step returned."""
+    """The state at decision t, with the results of the last step."""
 
     t: int
-    end: int  # bar at which the episode is cut: min(start + episode_length, N)
+    end: int  # bar at which the episode ends: min(start + episode_length, N)
     wallet: float
     lots: list[Lot | None]  # [max_lots]
     ledger: Ledger
     equity: float
-    largest: float  # wallet so far: what the rounding of its terms is measured against
+    largest: float  # largest wallet so far: the scale of the rounding of its terms
     obs: np.ndarray | None = None  # [F + 9]
     reward: float = 0.0
     terminated: bool = False

@@ -1,13 +1,12 @@
-"""Roundings and thresholds, with the near-ties of SPEC section 1 found and counted.
+"""Roundings and thresholds, with near-ties (docs/semantics.md, section "Units") found and counted.
 
-SPEC: "Float32 and float64 can still round to different sides when the number to round, or the two
-sides of a threshold, lie within 2^-20 of the jump. The float64 twin then takes the simulator's side
-and counts the case; everything else must be identical."
+Float32 and float64 may round to different sides if the number lies within 2^-20 of the jump. So may the two sides of a
+threshold. The twin then takes the simulator's side and counts the case. Everything else must be identical.
 
-The 2^-20 is read as relative: a number x with terms of size `scale` is near a jump when the jump lies
-within `2^-20 * max(1, |x|, scale)`. An absolute 2^-20 cannot be meant (a float32 distance of 90 000 ticks
-is spaced 2^-7), and `scale` matters where large terms cancel (`available`, the liquidation distance).
-The reading is generous on purpose: a near-tie changes nothing unless the twin is told to flip it.
+The 2^-20 is relative. A number x with terms of size `scale` is near a jump if the jump lies within
+`2^-20 * max(1, |x|, scale)`. An absolute 2^-20 would be too small: float32 distances of 90 000 ticks are spaced 2^-7.
+`scale` matters where large terms cancel (`available`, the liquidation distance). The width is generous on purpose: a
+near-tie changes nothing unless `forced` flips it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ WIDTH = 2.0**-20
 class Tie(NamedTuple):
     """One decision that float32 may take differently."""
 
-    where: str  # what was rounded or compared, in the words of SPEC
+    where: str  # the number or the threshold, in the words of the contract
     value: float  # the number to round, or left - right of a threshold
     options: tuple[float, ...]  # the results within reach; thresholds: 1.0 (true) and 0.0 (false)
     own: float  # float64's result
@@ -30,13 +29,13 @@ class Tie(NamedTuple):
 
 
 class Ties:
-    """Takes every rounding and every money threshold of one step, and records the near-ties in order.
+    """Decide every rounding and every money threshold of one step, and record the near-ties in order.
 
-    A number that comes again in the step (the slippage at one price, say) is decided as it was before, unless that use
-    of it (`use`) is forced to the other side: a compiler may compute one number twice, and round it both ways.
+    A number that recurs in the step, such as the slippage at one price, keeps its first result. A named use of it
+    (`use`) may be forced to the other side: a compiler may compute one number twice, and round it both ways.
 
     Args:
-      forced: result to take for the i-th near-tie of the step; those not named take float64's side.
+      forced: the result of the i-th near-tie of the step. Near-ties without an entry take float64's side.
     """
 
     def __init__(self, forced: Mapping[int, float] | None = None):
@@ -46,12 +45,12 @@ class Ties:
 
     @property
     def flipped(self) -> int:
-        """How many numbers were not decided as float64 decides them, in any of their uses."""
+        """Count the numbers that were decided against float64, in any of their uses."""
         return len({(case.where, case.value) for case in self.cases if case.taken != case.own})
 
     @property
     def count(self) -> int:
-        """How many numbers were near-ties, each counted once."""
+        """Count the numbers that were near-ties, each once."""
         return len(self._decided)
 
     def ceil(self, where: str, x: float, scale: float = 0.0, use: str = "") -> float:
@@ -61,11 +60,11 @@ class Ties:
         return self._rounded(math.floor, where, x, scale)
 
     def round(self, where: str, x: float, scale: float = 0.0) -> float:
-        """Half to even, as everywhere in SPEC section 3 (and as Python's own `round`)."""
+        """Round half to even, as everywhere in the rules (and as Python's own `round`)."""
         return self._rounded(round, where, x, scale)
 
     def at_most(self, where: str, left: float, right: float, scale: float = 0.0) -> bool:
-        """`left <= right`, two sums of money whose largest terms are of size `scale`."""
+        """Return `left <= right` for two sums of money with largest terms of size `scale`."""
         own = float(left <= right)
         reach = WIDTH * max(1.0, abs(left), abs(right), scale)
         options = (0.0, 1.0) if abs(left - right) <= reach else (own,)

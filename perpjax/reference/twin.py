@@ -1,7 +1,7 @@
-"""The float64 twin of the simulator: SPEC section 3, rule by rule, in plain Python.
+"""The float64 twin of the simulator: the rules of docs/semantics.md, one by one, in plain Python.
 
-It shares no code with the simulator, and is to be read beside SPEC. Every rounding and money threshold
-goes through `self.ties` (see `ties.py`); price levels are whole ticks and compare exactly.
+It shares no code with the simulator. Read it beside the contract. Every rounding and money threshold
+goes through `self.ties` (see `ties.py`). Price levels are whole ticks and compare exactly.
 
 Events of a step, in the order they happen (within a candle by slot):
   ("verdict", name), ("opened", slot, entry, quantity), ("closed", slot, fill), ("stopped", slot, fill),
@@ -37,7 +37,7 @@ from perpjax.reference.ties import Ties
 class Twin:
     """One environment. `reset`, `step` and `load` change `state` in place and return it.
 
-    `ties` holds the near-ties of the last step; `near_ties` and `flipped_ties` count since construction.
+    `ties` holds the near-ties of the last step. `near_ties` and `flipped_ties` count since construction.
     """
 
     def __init__(self, market: TwinMarket, params: TwinParams):
@@ -47,7 +47,11 @@ class Twin:
         self.state: TwinState
 
     def reset(self, start: int) -> TwinState:
-        """Starts at decision bar `start` (first .. N - 1); outside: ValueError."""
+        """Start at decision bar `start`.
+
+        Raises:
+          ValueError: `start` is outside first .. N - 1.
+        """
         m, p = self.market, self.params
         if not m.first <= start < m.bars:
             raise ValueError(f"start {start} is outside {m.first} .. {m.bars - 1}")
@@ -61,12 +65,13 @@ class Twin:
         self, *, t: int, end: int, wallet: float, lots: Mapping[str, Any],
         ledger: Mapping[str, Any] | None = None, terminated: bool = False, truncated: bool = False,
     ) -> TwinState:  # fmt: skip
-        """Takes over a given state at decision t.
+        """Load a given state at decision t.
 
         Args:
-          t, end: bars; wallet: quote, the whole compensated sum (wallet + wallet_low).
-          lots: the fields of `Lot` by name, each [max_lots]; a slot of quantity 0 is free.
-          ledger: the entries of `Ledger` by name, `refused` a sequence; None: all 0.
+          t, end: bars.
+          wallet: quote, the whole compensated sum (wallet + wallet_low).
+          lots: the fields of `Lot` by name, each [max_lots]. A slot of quantity 0 is free.
+          ledger: the entries of `Ledger` by name, `refused` as a sequence. None: all 0.
         """
         names = [name for name in Lot.__dataclass_fields__ if name != "settlements"]
         kinds = {name: int if name in ("side", "age") else float for name in names}
@@ -82,7 +87,7 @@ class Twin:
         return self.state
 
     def step(self, action: Any, forced: Mapping[int, float] | None = None) -> TwinState:
-        """One bar: decision t to decision t + 1.
+        """Play one bar, from decision t to decision t + 1.
 
         Args:
           action: box5 [5] floats, multi_discrete [5] integers, or an `Order`.
@@ -121,7 +126,7 @@ class Twin:
         return s
 
     def liquidation_value(self) -> float:
-        """Rule 10: the wallet after closing every lot at the last valid close, as rule 8 would have in that bar."""
+        """Rule 10: return the wallet after closing every lot as rule 8 would at the last valid close of that bar."""
         p, m, t, worth = self.params, self.market, self.state.t - 1, self.state.wallet
         close = float(m.close[t, -1])  # an invalid candle repeats the last valid one
         slip = math.ceil(p.slippage_base * close + p.slippage_atr * float(m.atr[t]))
@@ -156,7 +161,7 @@ class Twin:
                 self._liquidate(slot, lot, 0)
 
     def _trade(self, order: Order) -> Verdict:
-        """Rules 3 to 5: the first verdict that holds, and what an accepted order does."""
+        """Rules 3 to 5: return the first verdict that holds, and carry out an accepted order."""
         s, p, m = self.state, self.params, self.market
         d, lots = order.direction, [lot for _, lot in self._held()]
         if d == HOLD:
@@ -164,7 +169,7 @@ class Twin:
         if not m.valid[s.t, 0]:
             return Verdict.DATA_GAP
         open_ = float(m.open[s.t, 0])
-        if d == CLOSE:  # rule 3: "HOLD if there is no lot" to close, so this is decided before closing
+        if d == CLOSE:  # HOLD without a lot to close: `lots` is the list before closing
             for slot, lot in self._held():
                 if not self._end_at_open(slot, lot, 0):  # resting orders come first
                     self._exit_at_market("closed", slot, lot, 0, open_)
@@ -177,7 +182,7 @@ class Twin:
         mark, posted = self._mark_before(s.t), sum(lot.margin for lot in lots)
         equity = s.wallet + self._unrealised(mark)
         available = p.max_exposure * equity - posted
-        # The size of the terms that cancel in `available`: for near-ties only. The wallet is a sum itself.
+        # The size of the terms that cancel in `available`, for near-ties only. The wallet is a sum itself.
         gross = p.max_exposure * (s.largest + sum(abs(self._profit(lot, mark)) for lot in lots))
         if self.ties.at_most("available <= 0", p.max_exposure * equity, posted, gross):
             return Verdict.MAX_EXPOSURE
@@ -206,7 +211,7 @@ class Twin:
         step_value = max(open_ + d * self._slip(open_, "size"), 1.0) * m.tick_value
         steps_scale = margin_scale * leverage / step_value
         steps = margin * leverage / step_value
-        steps += min(steps * 2.0**-22, 0.5)  # a quotient that is whole stays whole
+        steps += min(steps * 2.0**-22, 0.5)  # a whole quotient stays whole
         quantity = min(self.ties.floor("quantity", steps, steps_scale), m.max_steps)
         notional = quantity * step_value
         if quantity < 1 or not self.ties.at_most("min_notional <= notional", m.min_notional, notional):
@@ -239,7 +244,7 @@ class Twin:
         return Verdict.ACCEPTED
 
     def _liquidation_price(self, lot: Lot) -> float:
-        """Rule 6, ticks; 0 when there is none."""
+        """Rule 6: return L in ticks, 0 if there is none."""
         d, E, M, f = lot.side, lot.entry, lot.margin, self.market.maintenance_fee_rate
         distance, scale = math.inf, 0.0
         for bracket in self.market.table:
@@ -247,7 +252,7 @@ class Twin:
             cushion = (M + cum) / (lot.quantity * self.market.tick_value)
             distance_b = (cushion - (m + f) * E) / (1 - d * (m + f))
             if distance_b < distance:
-                # A margin has the rounding of what was posted, however much of it funding has taken since.
+                # A margin keeps the rounding of its first value, however much funding has taken since.
                 terms = max(cushion, E / lot.leverage, (m + f) * E)
                 distance, scale = distance_b, terms / (1 - d * (m + f))
         scale *= 1 + lot.settlements / 16  # 2^-20 covers sixteen roundings of a margin
@@ -280,7 +285,7 @@ class Twin:
             self._end(next(level for level in precedence(p.intrabar, lot) if level in reached), slot, lot, k)
 
     def _end_at_open(self, slot: int, lot: Lot, k: int) -> bool:
-        """End the lot if the open of candle k has reached one of its levels: L, then the stop, then the target."""
+        """End the lot if the open of candle k reaches one of its levels: L, then the stop, then the target."""
         s, m = self.state, self.market
         open_ = float(m.open[s.t, k])
         if at_or_past_liquidation(lot, m.mark_open[s.t, k]):
@@ -319,7 +324,7 @@ class Twin:
         self._exit(how, slot, lot, candle, price, price - lot.side * self._slip(price))
 
     def _exit(self, how: str, slot: int, lot: Lot, candle: int, trigger: float, fill: float) -> None:
-        """Rule 9; how is closed, stopped, target or timed_out. The trigger is the price before any slippage."""
+        """Rule 9, for `how` closed, stopped, target or timed_out. The trigger is the price before any slippage."""
         s, ledger, tick_value = self.state, self.state.ledger, self.market.tick_value
         fill = max(fill, 1.0)
         notional = lot.quantity * fill * tick_value
@@ -340,7 +345,7 @@ class Twin:
         s.exits.append(Exit(how, slot, lot, candle, fill, gain, fee, slippage, gap_loss, forgiven))
 
     def _realise(self, lot: Lot, fill: float) -> tuple[float, float, float]:
-        """Profit and fee of an exit at `fill`, and what the floor at -M and the fee's cap let off."""
+        """Return profit and fee of an exit at `fill`, and the money saved by the floor at -M and the fee's cap."""
         profit = self._profit(lot, fill)
         gain = max(profit, -lot.margin)
         full_fee = self.params.taker_fee * lot.quantity * fill * self.market.tick_value
@@ -348,9 +353,9 @@ class Twin:
         return gain, fee, (gain - profit) + (full_fee - fee)
 
     def _liquidate(self, slot: int, lot: Lot, candle: int) -> None:
-        """Costs exactly what is left of M, once, no fee on top; no fill, so nothing traded.
+        """End a lot at the cost of the rest of M, once. There is no fee and no fill, so nothing is traded.
 
-        The exit is at L, or at the bankruptcy price if that comes first; what M still holds there is forfeited.
+        The exit is at L, or at the bankruptcy price if that is nearer to the entry. The margin left there is forfeited.
         """
         s, price = self.state, lot.liquidation
         forfeited = lot.margin + self._profit(lot, price)
@@ -368,16 +373,16 @@ class Twin:
     # Shared by the rules
 
     def _extremes(self, d: int, k: int) -> tuple[float, float]:
-        """The adverse and the favourable extreme of candle k for a lot of side d."""
+        """Return the adverse and the favourable extreme of candle k for a lot of side d."""
         low, high = (float(x[self.state.t, k]) for x in (self.market.low, self.market.high))
         return (low, high) if d == LONG else (high, low)
 
     def _held(self) -> list[tuple[int, Lot]]:
-        """(slot, lot) of every open lot; a list of its own, so that lots may end on the way."""
+        """Return (slot, lot) of every open lot, as a new list: lots may end during a loop over it."""
         return [(slot, lot) for slot, lot in enumerate(self.state.lots) if lot is not None]
 
     def _slip(self, price: float, use: str = "") -> float:
-        """`slip(p)`, ticks; `use` as in `Ties`."""
+        """Return `slip(p)`, ticks; `use` as in `Ties`."""
         p, atr = self.params, float(self.market.atr[self.state.t])
         return self.ties.ceil("slip", p.slippage_base * price + p.slippage_atr * atr, use=use)
 
@@ -392,7 +397,7 @@ class Twin:
 
 
 def at_or_past(price: float, level: float, d: int) -> bool:
-    """Whether an adverse level is reached: below a long's, above a short's, or on it."""
+    """Return whether a price is on an adverse level or beyond it: below for a long, above for a short."""
     return bool(d * price <= d * level)
 
 
@@ -401,10 +406,10 @@ def at_or_past_liquidation(lot: Lot, mark: float) -> bool:
 
 
 def precedence(rule: str, lot: Lot) -> tuple[str, str, str]:
-    """Which level of a lot comes first in a candle whose open decided nothing (rule 7)."""
+    """Return the order of a lot's levels in a candle with an open that reaches none of them (rule 7)."""
     if rule == "optimistic":
         return "target", "stopped", "liquidated"
-    stop_not_beyond = lot.side * (lot.stop - lot.liquidation) >= 0  # equal counts as stop
+    stop_not_beyond = lot.side * (lot.stop - lot.liquidation) >= 0  # equal counts as not beyond
     if rule == "nearest" and stop_not_beyond:
         return "stopped", "liquidated", "target"
     return "liquidated", "stopped", "target"

@@ -1,4 +1,4 @@
-"""From tables to a market: the grid, the ticks, the mark, the funding, the features. SPEC sections 1 and 2."""
+"""From tables to a market: the grid, the ticks, the mark, the funding, the features."""
 
 import logging
 from types import SimpleNamespace

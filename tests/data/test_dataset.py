@@ -134,7 +134,7 @@ def test_splits_by_date(market):
         (("2024-01-09", "tomorrow"), "val end 'tomorrow' is not a date such as 2025-06-01"),
         (
             ("2024-01-05", "2024-01-09"),
-            "train end 2024-01-05 is not inside the data, .* 2024-01-08 00:15 to 2024-01-12",
+            "train end 2024-01-05 is not inside the data; .* 2024-01-08 00:15 to 2024-01-12",
         ),
         (("2024-01-09", "2024-01-13"), "val end 2024-01-13 is not inside the data"),
         (("2024-01-10", "2024-01-09"), "train end 2024-01-10 is not before val end 2024-01-09"),

@@ -181,7 +181,7 @@ def test_windows_across_chunk_borders():
 
 
 def test_core_by_definition():
-    """Every column of one row, written out in plain Python and numpy from SPEC section 7."""
+    """Every column of one row, written out in plain Python and numpy from its definition."""
     bars = random_bars(900, seed=3)
     row, last = 800, 799  # row 800 is known at T_800: bar 799 is the last one in it
     features = known(bars).slice(row, 1).to_pylist()[0]

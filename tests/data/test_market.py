@@ -1,4 +1,4 @@
-"""SPEC sections 1 and 2: what a Market holds, cuts, slices, concatenates, and where episodes may start."""
+"""A Market: its rows, cuts, slices and concatenations, and the bars at which episodes may start."""
 
 import chex
 import jax

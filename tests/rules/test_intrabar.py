@@ -1,4 +1,4 @@
-"""SPEC 3.2 and 3.7: which level of which lot is reached first, and at what price.
+"""Rules 2 and 7: the first level that is reached, and its fill price.
 
 Cases are written as offsets from the entry of 1000 ticks, negative being adverse, and run for a long and, mirrored,
 for a short. The lot has 1000 steps (10 quote a tick) and a margin of 1000; L lies at -91 (long) or +90 (short).

@@ -1,4 +1,4 @@
-"""The identities of SPEC section 4, at every one of 1000 random steps on a market that crashes."""
+"""The identities of the ledger, at every one of 1000 random steps on a market that crashes."""
 
 import chex
 import jax

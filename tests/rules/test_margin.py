@@ -1,4 +1,4 @@
-"""SPEC 3.6 and the published worked examples of EXCHANGE.md (shared/data/liquidation_vectors.json)."""
+"""Rule 6, the liquidation price, and published worked examples (shared/data/liquidation_vectors.json)."""
 
 import json
 import math
@@ -206,7 +206,7 @@ def test_more_margin_moves_the_level_away(position, factor):
 
 
 def test_funding_payments():
-    # The marks, rates and quantities of EXCHANGE.md section 3.4 (sign: cash of a short, so a long pays it).
+    # The marks, rates and quantities of freqtrade's funding test (sign: cash of a short, so a long pays it).
     paid = funding_payment(
         side=jnp.array([1.0, -1.0, 1.0, -1.0]),
         quantity=jnp.array([30.0, 30.0, 30.0, 30.0]),

@@ -1,4 +1,4 @@
-"""SPEC section 5, the actions, against literal numbers; what a decoded order does is in test_rules.py."""
+"""Actions decoded to orders, against literal numbers; the effects of an order are tested in test_rules.py."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""SPEC section 5, the two rewards, called with numbers whose results are worked out by hand."""
+"""Rule 11: the two rewards, called with numbers, against results worked out by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""SPEC 3.4, the one place for every limit; and what the constructors of parameters, choices and instruments refuse."""
+"""Rule 4, the one place for every limit; and refusals by the constructors of parameters, choices and instruments."""
 
 import ast
 import dataclasses
@@ -56,7 +56,7 @@ def test_an_order_that_passes():
         assert bool(got.opens) and not bool(got.closes)
 
 
-# Every reason to refuse, in the order of SPEC: what makes it hold, and whether a CLOSE meets it.
+# Every reason to refuse, in the order of rule 4: a case for it, and whether a CLOSE meets it.
 REASONS = {
     Verdict.HOLD: dict(direction=0),
     Verdict.DATA_GAP: dict(tradable=False),
@@ -476,7 +476,7 @@ def test_fees_of_maintenance_are_fractions():
 
 
 def test_published_brackets_are_continuous():
-    # cum_n = cum_(n-1) + floor_n (rate_n - rate_(n-1)); MM vectors of EXCHANGE.md section 4, [notional, MM].
+    # cum_n = cum_(n-1) + floor_n (rate_n - rate_(n-1)); pairs of notional and maintenance by Binance's tables.
     for symbol in BRACKETS:
         Instrument(symbol, brackets=BRACKETS[symbol])
     for notional, expected in ((50e3, 200), (300e3, 1200), (300_001, 1200.005), (1e6, 5e3), (5e6, 38e3), (2e7, 268e3),

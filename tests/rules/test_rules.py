@@ -1,4 +1,4 @@
-"""SPEC section 3, golden cases for every numbered rule (2, 7: test_intrabar.py; 4: test_risk.py; 6: test_margin.py).
+"""Golden cases for every rule of the bar (2, 7: test_intrabar.py; 4: test_risk.py; 6: test_margin.py).
 
 The hand-worked market and its numbers are described in markets.py. Slippage, where it is not 0, is
 slip(p) = ceil(p / 64 + A / 2): 21 ticks at 1000 with A = 10.

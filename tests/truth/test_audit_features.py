@@ -372,7 +372,7 @@ def test_errors_say_on_which_call(tables):
             audit_features(fn, tables.candles)
     with pytest.raises(ValueError, match="neither"):
         audit_features("cores", tables.candles)
-    with pytest.raises(DataError, match="too few to audit what warms up for 673; give 865 or more"):
+    with pytest.raises(DataError, match="too few to audit features that warm up for 673; give 865 or more"):
         audit_features("core", tables.candles.slice(0, 800 * 5))
     with pytest.raises(DataError, match="8 h"):
         audit_features("core", tables.candles, tables.funding.slice(0, 20))
@@ -385,7 +385,7 @@ def test_long_warm_ups_are_given_their_bars(tables):
         return pa.table({"mean": shift(np.append(np.full(1599, np.nan), means)), "next": close})
 
     assert audit_features(long_window, tables.candles).accused == ("next",)
-    with pytest.raises(DataError, match="what warms up for 1600; give 1792 or more"):
+    with pytest.raises(DataError, match="features that warm up for 1600; give 1792 or more"):
         audit_features(long_window, tables.candles.slice(0, 1700 * 5))
 
 

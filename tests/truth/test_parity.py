@@ -1,4 +1,4 @@
-"""The simulator against the float64 twin, which is written from SPEC alone: every event, level and flag, every step.
+"""The simulator against the float64 twin, written from docs/semantics.md alone: every event, level and flag.
 
 python -m perpjax.audit.parity --episodes 10000      # the long form; last result in benchmarks/RESULTS.md
 """

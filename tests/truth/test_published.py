@@ -1,7 +1,7 @@
-"""What venues and other projects have published: brackets, maintenance, funding, and liquidation prices not claimed.
+"""Published figures of venues and other projects: brackets, maintenance, funding, and liquidation prices not claimed.
 
-The liquidation prices that the kernel claims are in test_margin.py. Numbers here are those of EXCHANGE.md, sections
-3.4 and 4, and of shared/data/liquidation_vectors.json.
+The liquidation prices that the kernel claims are in test_margin.py. The numbers here come from Binance's published
+bracket tables, from freqtrade's tests, and from shared/data/liquidation_vectors.json.
 """
 
 import json
@@ -66,7 +66,7 @@ def test_the_entry_form_is_another_formula_and_not_ours(shared_data):
         assert abs(kernel - published) > tolerance, v["id"]
 
 
-# EXCHANGE.md section 4: cum, in thousands, of the tables of 2024-05-30 .. 2025-06.
+# Binance: maintenance amounts (cum), in thousands, of the tables of 2024-05-30 .. 2025-06.
 OLD = {
     "BTCUSDT": (0, 0.05, 0.95, 11.45, 131.45, 481.45, 2981.45, 14481.45, 26481.45, 41481.45, 121481.45, 421481.45),
     "ETHUSDT": (0, 0.05, 0.95, 11.45, 131.45, 381.45, 2006.45, 9506.45, 17506.45, 27506.45, 80506.45, 280506.45),
@@ -98,7 +98,7 @@ def test_binance_amounts_make_maintenance_continuous(symbol, year):
         table[row, 4] /= 1.0001
 
 
-# EXCHANGE.md section 4: notional, rate, amount, maintenance.
+# Binance's tables: notional, rate, amount, maintenance.
 MAINTENANCE = [
     (2025, 50_000, 0.004, 0, 200), (2025, 300_000, 0.004, 0, 1200), (2025, 300_001, 0.005, 300, 1200.005),
     (2025, 1e6, 0.0065, 1500, 5000), (2025, 5e6, 0.01, 12_000, 38_000), (2025, 2e7, 0.02, 132_000, 268_000),
@@ -124,9 +124,9 @@ def test_published_maintenance(year, notional, rate, amount, maintenance):
         assert float(level) == notional - np.ceil(distance - notional * 2.0**-22)
 
 
-# EXCHANGE.md section 3.4 (freqtrade's test of `_fetch_and_calculate_funding_fees`): marks of 2.77 at 00:00 and 08:00,
-# rates -8e-6 and -3e-6; cash flow of a short. Bars open every 15 minutes, bar 1 at 23:45 the day before; a position
-# that the venue counts at 00:00 is one that was opened in bar 1, and one it does not count in bar 2 or later.
+# Freqtrade's test of `_fetch_and_calculate_funding_fees`: marks of 2.77 at 00:00 and 08:00, rates -8e-6 and -3e-6;
+# cash flow of a short. Bars open every 15 minutes, bar 1 at 23:45 the day before. The venue counts a position at
+# 00:00 if it was opened in bar 1, and not if it was opened in bar 2 or later.
 SETTLED = {2: (-8e-6, 2770.0), 34: (-3e-6, 2770.0)}
 FUNDING = [
     ("binance 00:00:00 to 08:00:00", 1, 34, 30, -0.00091409999),
@@ -232,7 +232,7 @@ def test_margin_balance_is_maintenance_at_the_level_and_nowhere_else(drawn):
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(positions, st.floats(0.5, 2.0))
 def test_the_level_does_not_depend_on_where_the_books_were_opened(drawn, ratio):
-    # entry := mark, wallet := equity (EXCHANGE.md section 1).
+    # entry := mark, wallet := equity.
     p = Position(drawn)
     mark = p.entry * ratio
     equity = p.margin + p.side * p.quantity * (mark - p.entry)

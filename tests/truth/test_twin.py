@@ -1,4 +1,4 @@
-"""The float64 twin against hand-worked cases and the identities of SPEC section 4.
+"""The float64 twin against hand-worked cases and the identities of the ledger (docs/semantics.md, "Account").
 
 Hand-worked market: every price 1000 ticks, tick_value 0.01, two candles a bar, decisions from bar 1. Unless a
 case says otherwise fees and slippage are 0, equity is 10 000 and the order is a long of size 1 at 10x, so
@@ -19,7 +19,7 @@ from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import Order, Ties, Twin, TwinMarket, TwinParams, Verdict, step_like
 from perpjax.reference.records import CLOSE, HOLD, LONG, SHORT
 
-BRACKETS = np.array(  # Binance BTCUSDT, 2025-06 (EXCHANGE.md section 4)
+BRACKETS = np.array(  # Binance BTCUSDT, 2025-06
     [
         [0, 300e3, 150, 0.004, 0],
         [300e3, 800e3, 100, 0.005, 300],
