@@ -28,7 +28,7 @@ from perpjax.data.synthetic import SignalParameters, Tables, synthetic_tables
 from perpjax.data.synthetic_noise import CANDLES_PER_BAR, YEAR_BARS
 from perpjax.market import FIRST_DECISION, Market
 from train.evaluate import Act, evaluate, hold, random, t_statistic
-from train.references import Ridge, choose_thresholds, follow
+from train.ladder.references import Ridge, choose_thresholds, follow
 
 
 class Windows(NamedTuple):

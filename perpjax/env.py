@@ -56,6 +56,11 @@ class PerpEnv:
         """Length of `State.obs`."""
         return self.market.scaler_mean.shape[-1] + len(ACCOUNT_FEATURES)
 
+    @property
+    def num_market_features(self) -> int:
+        """How many of the first entries of `State.obs` are market features; the others describe the account."""
+        return self.market.scaler_mean.shape[-1]
+
     def step(self, state: State, action: ActionLike) -> State:
         """Trade at the open of bar t, live through its candles, and return the state at decision t + 1.
 

@@ -16,7 +16,7 @@ from perpjax.env import PerpEnv
 from perpjax.instrument import EXACT
 from perpjax.market import Market
 from perpjax.orders import sample_action
-from perpjax.rollout import Act
+from perpjax.rollout import Act, Carry
 from perpjax.state import EVENTS, State
 from perpjax.wrappers import AutoReset, Env, VecEnv, unwrapped
 
@@ -33,7 +33,13 @@ _OBSERVED = ("obs", "reward")
 
 
 def audit_env(
-    env: Env, *, policy: Act | None = None, cuts: Sequence[int] | None = None, num_envs: int = 32, seed: int = 0
+    env: Env,
+    *,
+    policy: Act | None = None,
+    carry: Carry = (),
+    cuts: Sequence[int] | None = None,
+    num_envs: int = 32,
+    seed: int = 0,
 ) -> Audit:
     """Judge every leaf of the environment's `State`: is it the same bits up to T_t whatever the market does after T_t?
 
@@ -41,7 +47,8 @@ def audit_env(
       env: a `PerpEnv`, or anything with its `reset`, `step`, `market` and `config` that `dataclasses.replace` can copy.
         A wrapper around it holds it in the field `env`. An `AutoReset` or a `VecEnv` is left out, for a restart moves
         the clock; other wrappers are audited with the environment.
-      policy: `(key, state)` to an action, the same in every market; uniformly random actions by default.
+      policy: `(key, state, carry)` to `(action, carry)`, the same in every market; uniformly random actions by default.
+      carry: the policy's memory at the start of an episode.
       cuts: bars t from which the market is altered; by default the last one that may be traded and five drawn ones.
       num_envs: episodes a market; they start from 48 bars before the cut up to the cut itself.
 
@@ -58,8 +65,8 @@ def audit_env(
     env.check_start(np.asarray(cuts))
     if num_envs < 1:
         raise ValueError(f"num_envs = {num_envs} is not positive")
-    act = policy or (lambda key, state: sample_action(key, env.config))
-    play = _compile_play(world, act, min(BEFORE, env.config.episode_length) + AFTER)
+    act = policy or (lambda key, state, carry: (sample_action(key, env.config), carry))
+    play = _compile_play(world, act, carry, min(BEFORE, env.config.episode_length) + AFTER)
     found: dict[str, Item] = {}
     opened, reacts, names = 0, False, ()
     for cut in cuts:
@@ -136,20 +143,23 @@ def replace_inner(env: Env, **changes: Any) -> Env:
     return dataclasses.replace(env, **changes)
 
 
-def _compile_play(env: Env, act: Act, steps: int) -> Callable[..., State]:
+def _compile_play(env: Env, act: Act, carry: Carry, steps: int) -> Callable[..., State]:
     """`(market, starts, key)` to the states of all decisions, [1 + steps, envs]; one program for all markets."""
 
     @jax.jit
     def play(market: Market, starts: Array, key: Array) -> State:
         world = replace_inner(env, market=market)
 
-        def advance(state: State, key: Array) -> tuple[State, State]:
+        def advance(loop: tuple[State, Carry], key: Array) -> tuple[tuple[State, Carry], State]:
+            state, carry = loop
             keys = jax.random.split(key, starts.shape[0])
-            state = jax.vmap(world.step)(state, jax.vmap(act)(keys, state))
-            return state, state
+            action, carry = jax.vmap(act)(keys, state, carry)
+            state = jax.vmap(world.step)(state, action)
+            return (state, carry), state
 
         first = jax.vmap(world.reset)(jax.random.split(key, starts.shape[0]), starts)
-        states = jax.lax.scan(advance, first, jax.random.split(key, steps))[1]
+        carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (*starts.shape, *jnp.shape(x))), carry)
+        states = jax.lax.scan(advance, (first, carries), jax.random.split(key, steps))[1]
         return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
 
     return play

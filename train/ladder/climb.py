@@ -1,9 +1,4 @@
-"""The learnability ladder: does a trainer find what is there, and leave alone what is not?
-
-python -m train.ladder
-python -m train.ladder --rungs leak ruin --seeds 2
-python -m train.ladder --broken all
-"""
+"""Climbing the ladder: run the rungs, judge them, write and print the verdicts."""
 
 import dataclasses
 import importlib.util
@@ -13,25 +8,25 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 import perpjax
-from perpjax import PerpEnv
+from perpjax import AutoReset, PerpEnv, VecEnv
 from train.checkpoint import write_json
-from train.config import Config
-from train.display import Display
-from train.ladder_markets import UNSEEN
-from train.ladder_rungs import Figures, Run, Rung, Verdict, all_rungs, judge
-from train.main import learn
-from train.plotting import draw_verdicts
-from train.ppo import Learner
-from train.sabotage import Fault, sabotage
+from train.hooks.display import Display
+from train.ladder.faults import Fault, plant
+from train.ladder.markets import UNSEEN
+from train.ladder.plotting import draw_verdicts
+from train.ladder.rungs import Figures, Run, Rung, Verdict, all_rungs, judge
+from train.ppo.config import Config
+from train.ppo.run import init_state, learn, make_ppo
+from train.state import Learner
 
 RungName = Literal["martingale", "signal", "leak", "costs", "ruin"]
 CAUGHT_BY: dict[Fault, tuple[RungName, ...]] = {
@@ -73,20 +68,17 @@ class Settings:
             raise ValueError(f"seeds is {self.seeds}; it must be at most {UNSEEN}: market {UNSEEN} judges seed 0")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Parse the arguments and climb; a wrong value is one line and exit status 2."""
-    try:
-        as_it_should_be = climb(tyro.cli(Settings, args=args, prog="python -m train.ladder"))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    raise SystemExit(0 if as_it_should_be else 1)
+def climb(settings: Settings, ladder: Sequence[Rung] | None = None) -> bool:
+    """Run, judge, write and print.
 
+    Args:
+      ladder: the rungs from which `settings` chooses; `all_rungs()` by default.
 
-def climb(settings: Settings) -> bool:
-    """Run, judge, write and print; whether all rungs hold, or, of a broken trainer, whether it is caught."""
+    Returns:
+      Whether all rungs hold. With a planted fault: whether each faulty trainer fails one of its rungs.
+    """
     faults = get_args(Fault) if settings.broken == "all" else (settings.broken,)
-    plan = {fault: choose_rungs(settings, fault) for fault in faults}
+    plan = {fault: choose_rungs(settings, fault, ladder) for fault in faults}
     out = settings.out or pathlib.Path("runs") / f"ladder-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = read_runs(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -111,14 +103,15 @@ def climb(settings: Settings) -> bool:
     return all(all(v.passed for v in of) == (name == "whole") for name, of in verdicts.items())
 
 
-def choose_rungs(settings: Settings, fault: Fault | None) -> list[Rung]:
-    """In the order in which they are climbed, those that others are compared with included."""
+def choose_rungs(settings: Settings, fault: Fault | None, ladder: Sequence[Rung] | None = None) -> list[Rung]:
+    """Return the rungs to climb, in order, with those that the chosen ones are compared with."""
+    ladder = all_rungs() if ladder is None else ladder
     names = set(settings.rungs or (CAUGHT_BY[fault] if fault else get_args(RungName)))
-    names |= {rung.after for rung in all_rungs() if rung.name in names}
+    names |= {rung.after for rung in ladder if rung.name in names}
     steps = {} if settings.total_steps is None else {"total_steps": settings.total_steps}
     return [
         dataclasses.replace(rung, config=dataclasses.replace(rung.config, **steps))
-        for rung in all_rungs()
+        for rung in ladder
         if rung.name in names
     ]
 
@@ -132,8 +125,10 @@ def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -
     earlier: Figures = runs[_key(fault, rung.after, seed)]["figures"] if rung.after else {}
 
     def train(env: PerpEnv, config: Config) -> Learner:
-        with sabotage(fault), Display(config.num_updates * config.num_envs * config.num_steps) as display:
-            return learn(env, config, display)
+        ppo, envs = plant(fault, make_ppo(config), VecEnv(AutoReset(env)))
+        with Display(config.num_updates * config.steps_per_update) as display:
+            display.stage("compiling")
+            return learn(ppo, envs, init_state(ppo, envs), (display,)).learner
 
     began = time.monotonic()
     figures = rung.measure(Run(config, train, earlier))
@@ -191,7 +186,3 @@ def _to_json(runs: dict[str, Any], verdicts: dict[str, list[Verdict]]) -> dict[s
         for v in of
     ]
     return {"versions": versions, "device": jax.devices()[0].platform, "verdicts": judged, "runs": runs}
-
-
-if __name__ == "__main__":
-    main()

@@ -163,6 +163,11 @@ class Config(Settings):
         return self.total_steps // (self.num_envs * self.num_steps)
 
     @property
+    def steps_per_update(self) -> int:
+        """Environment steps of an update, over all environments."""
+        return self.num_envs * self.num_steps
+
+    @property
     def minibatches(self) -> int:
         """Minibatches of an update."""
         most = max(1, self.num_envs * self.num_steps // ROWS_PER_MINIBATCH)

@@ -7,7 +7,7 @@ Why these bounds:
   what the drift itself would earn says that the market is neither hopeless nor given away.
 - leak: with `max_hold` 1 no lot outlives its bar, so the best possible is known (`best_of_single_bars`).
 - costs: a fall of at least a tenth, by a policy that still earns.
-- ruin: a trap pays in the mean, but ends the gifts (`ladder_markets.trap_market`). Who counts nothing after ruin stays
+- ruin: a trap pays in the mean, but ends the gifts (`markets.trap_market`). Who counts nothing after ruin stays
   out; who bootstraps there walks in, and half of the windows end in ruin.
 """
 
@@ -24,12 +24,14 @@ from perpjax import EnvConfig, PerpEnv
 from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.data.synthetic import SignalParameters
-from train.config import Config, ParamArgs
-from train.evaluate import Result, evaluate, random
-from train.ladder_markets import Pair, leaking_features, synthetic_pair, trap_pair
-from train.main import greedy, wrap_market
-from train.ppo import Learner
-from train.references import Ridge, best_of_single_bars, choose_thresholds, follow
+from perpjax.data.synthetic_noise import YEAR_BARS
+from train.evaluate import Result, evaluate, greedy, random
+from train.ladder.markets import Pair, leaking_features, synthetic_pair, trap_pair
+from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
+from train.policies import single_carry
+from train.ppo.config import Config, ParamArgs
+from train.ppo.run import make_ppo, wrap_market
+from train.state import Learner
 
 KEY = 1_000_003
 """Seeds the random policy; the windows themselves are fixed."""
@@ -154,9 +156,13 @@ def measure_costs(run: Run) -> Figures:
     return figures | {"share_of_turnover": _share(figures["turnover"], run.earlier["turnover"])}
 
 
-def measure_ruin(run: Run) -> Figures:
-    """How many windows end in ruin, and how much of what the gifts alone pay is earned."""
-    pair = trap_pair(run.config.seed)
+def measure_ruin(run: Run, bars: int = YEAR_BARS) -> Figures:
+    """Measure the share of windows that end in ruin, and the return as a share of that of the gifts alone.
+
+    Args:
+      bars: of each market.
+    """
+    pair = trap_pair(run.config.seed, bars)
     env, result = _train_and_play(run, pair)
     gifts = np.asarray(pair.unseen.features[:, 0])
     safe = evaluate(env, follow(gifts, 0.5, 0.5), jax.random.key(KEY))
@@ -168,8 +174,8 @@ def measure_ruin(run: Run) -> Figures:
 def _train_and_play(run: Run, pair: Pair) -> tuple[PerpEnv, Result]:
     """Learn on one market; the windows of the greedy policy on the other."""
     learner = run.learn(wrap_market(pair.train, run.config), run.config)
-    env = wrap_market(pair.unseen, run.config)
-    return env, evaluate(env, greedy(learner, run.config), jax.random.key(KEY))
+    env, policy = wrap_market(pair.unseen, run.config), make_ppo(run.config).policy
+    return env, evaluate(env, greedy(learner, policy), jax.random.key(KEY), carry=single_carry(policy))
 
 
 def _share(part: float, whole: float) -> float:
