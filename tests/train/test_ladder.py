@@ -14,13 +14,13 @@ from perpjax import AutoReset, EnvConfig, PerpEnv, VecEnv
 from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.orders import Verdict as OrderVerdict
+from train.evaluate import evaluate
 from train.ladder.__main__ import main
 from train.ladder.climb import Settings, choose_rungs, climb, read_runs
 from train.ladder.faults import StaleObservations, bootstrap_ruin, plant
 from train.ladder.markets import CRASH, CRASHES, GIFT, GIFTS, TRAP, TRAPS, leaking_features, synthetic_pair, trap_pair
 from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
 from train.ladder.rungs import Check, Run, Rung, Verdict, all_rungs, measure_ruin
-from train.evaluate import evaluate
 from train.policies import MultiDiscrete
 from train.ppo.config import Config
 from train.ppo.losses import Rows, compute_gae
@@ -260,7 +260,7 @@ def test_stale_observations(hand_env):
     same, stale = plant("stale-observations", ppo, whole)
     assert same is ppo and isinstance(stale, StaleObservations)
     step = jax.jit(lambda envs, state: envs.step(state, hold))
-    first = stale.reset(KEY[None]).replace(t=jnp.array([1], jnp.int32))
+    first = stale.reset(KEY[None], jnp.array([1]))
     second = step(stale, first)
     third = step(stale, second)
     right = [first.obs, step(whole, first).obs]
@@ -292,9 +292,7 @@ def test_no_fault_changes_nothing():
 @pytest.mark.parametrize("fault", [None, "advantage-sign"])
 def test_a_short_run_learns_unless_it_is_broken(fault):
     """The gifts of `ruin`, by a small network on a short market: the whole rung, with fewer steps."""
-    config = dataclasses.replace(
-        BY_NAME["ruin"].config, num_envs=512, num_steps=16, total_steps=200_000, hidden=(16,)
-    )
+    config = dataclasses.replace(BY_NAME["ruin"].config, num_envs=512, num_steps=16, total_steps=200_000, hidden=(16,))
 
     def train(env: PerpEnv, config: Config) -> Learner:
         ppo, envs = plant(fault, make_ppo(config), VecEnv(AutoReset(env)))

@@ -61,9 +61,9 @@ class StaleObservations:
 
     env: VecEnv
 
-    def reset(self, key: Array) -> EpisodeState:
+    def reset(self, key: Array, start: Array | None = None) -> EpisodeState:
         """As the wrapped environments' `reset`."""
-        return self.env.reset(key)
+        return self.env.reset(key, start)
 
     def step(self, state: EpisodeState, action: Array) -> EpisodeState:
         """As the wrapped environments' `step`, with the observation of the step before."""

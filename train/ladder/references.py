@@ -72,9 +72,7 @@ def choose_thresholds(
     return max(pairs, key=earns)
 
 
-def best_of_single_bars(
-    env: PerpEnv, known: Float[np.ndarray, "rows"], cells: tuple[int, int] = CELLS
-) -> float:
+def best_of_single_bars(env: PerpEnv, known: Float[np.ndarray, "rows"], cells: tuple[int, int] = CELLS) -> float:
     """Mean log return of a bar of the best policy that knows one number of the bar about to begin, and its ATR.
 
     Only for `max_hold` 1: then no lot outlives its bar, and the best policy is the best order of each bar. Bars are
