@@ -62,7 +62,7 @@ def test_each_window_has_its_own_memory(env):
         chosen = jnp.where(carry % 2 == 0, jnp.asarray(order(1, stop=3.0)), hold_action(CONFIG))
         return chosen, carry + state.t
 
-    starts = np.array([700, 701])
+    starts = np.array([700, 801])
     table = np.zeros((env.market.num_bars + 1, 5), np.int32)
     episodes = play_windows(env, act, jax.random.key(0), starts, jnp.int32(1))
     for i, start in enumerate(starts):
