@@ -14,7 +14,7 @@ from perpjax.wrappers import AutoReset, Env, Episode, VecEnv, unwrapped
 Carry = Any
 """A policy's memory, a pytree of arrays; `()` if it has none."""
 Act = Callable[[Array, State, Carry], tuple[Array, Carry]]
-"""What plays a policy: (key, state, carry) to (action, carry), of one environment."""
+"""A policy in play: `(key, state, carry)` to `(action, carry)`, of one environment."""
 
 
 def window_starts(env: Env) -> Int[np.ndarray, "windows"]:

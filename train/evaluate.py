@@ -56,7 +56,7 @@ def random(env: Env) -> Act:
 
 
 def greedy(learner: Learner, policy: Policy) -> Act:
-    """Return the policy that takes the most probable action, as the learner left it.
+    """Return the learnt policy, which takes the most probable action.
 
     It starts from `single_carry(policy)` in one environment, and from `policy.initial_carry(n)` in a batch of n. After
     an auto-reset it begins with fresh memory.

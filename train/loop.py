@@ -39,16 +39,16 @@ def run_updates(
     hooks: Sequence[Hook] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
-    """Run an algorithm until it has done `num_updates` updates, or until it is asked to stop.
+    """Run an algorithm up to update `num_updates`, or until `stop` says so.
 
     Args:
       update: of the algorithm.
       envs: the environments; `state.envs` are their states.
-      state: where to begin; its buffers are donated. The updates that it counts are not repeated.
+      state: where to begin. Its buffers are donated. `state.learner.update` counts the updates already done.
       num_updates: the last update.
-      chunk: updates between two looks of the host; divides the number of updates to run.
+      chunk: updates between two reports to the host; divides the number of updates to run.
       steps_per_update: environment steps of an update, over all environments.
-      hooks: are given the metrics of every update, a chunk at a time.
+      hooks: receive the metrics of every update, a chunk at a time.
       stop: asked before each chunk; True ends the training early.
 
     Raises:

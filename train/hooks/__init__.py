@@ -1,13 +1,13 @@
-"""What follows a training run: a display, a file of metrics, or a hook of your own."""
+"""Hooks of a training run: a display, a file of metrics, or your own."""
 
 from typing import Any, Protocol
 
 
 class Hook(Protocol):
-    """Anything that wants to see the metrics of a run."""
+    """A receiver of the metrics of a run."""
 
     def on_updates(self, metrics: list[dict[str, Any]]) -> None:
-        """Take note of finished updates, in order: one dictionary each, of finite numbers by name.
+        """Receive the metrics of finished updates, in order: one dictionary of finite numbers for each update.
 
-        Always there: `update` (from 1), `steps`, `seconds` and `steps_per_second`, over all environments.
+        Every dictionary has `update` (from 1), and `steps`, `seconds` and `steps_per_second` over all environments.
         """

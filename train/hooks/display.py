@@ -51,7 +51,7 @@ class Display:
         self.live.stop()
 
     def stage(self, text: str) -> None:
-        """Name what the run is doing now."""
+        """Show the name of the stage that begins."""
         self.progress.update(self.task, description=text)
         if not self.console.is_terminal:
             print(text, flush=True)

@@ -9,7 +9,7 @@ class JsonLines:
     """A `Hook` that writes one line an update, at once. A context: the file is closed at its end.
 
     Args:
-      path: of the file; new lines go after those that it holds.
+      path: of the file. New lines are appended.
     """
 
     def __init__(self, path: pathlib.Path):

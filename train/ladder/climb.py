@@ -1,4 +1,4 @@
-"""Climbing the ladder: run the rungs, judge them, write and print the verdicts."""
+"""Run the rungs of the ladder, judge them, write and print the verdicts."""
 
 import dataclasses
 import importlib.util
@@ -34,32 +34,32 @@ CAUGHT_BY: dict[Fault, tuple[RungName, ...]] = {
     "stale-observations": ("leak",),
     "bootstrap-at-liquidation": ("ruin",),
 }
-"""The rungs that notice a fault, as far as they need to be run to show it."""
+"""Rungs that catch each fault."""
 RESULTS = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Train on five small worlds whose right answer is known, and say whether it was found.
+    """Train on five small worlds with a known answer, and check that the trainer finds it.
 
-    martingale: nothing can be known; stay out. signal: 80 % of the best causal policy. leak: a feature from the future;
-    90 % of the best possible, and the audit accuses it. costs: fees and slippage doubled; trade less. ruin: nothing
-    comes after it. Seed i trains on market i and is judged, acting greedily, on a market it has never seen. Prints a
-    table and writes results.json and ladder.png; exit status 1 if a rung fails.
+    martingale: prices are unpredictable; stay out. signal: earn 80 % of the best causal policy. leak: a feature shows
+    the future; earn 90 % of the best possible, and the audit accuses the feature. costs: fees and slippage are doubled;
+    trade less. ruin: an episode ends early; avoid it. Seed i trains on market i. Its greedy policy is judged on a
+    market that it has never seen. Prints a table and writes results.json and ladder.png; exit status 1 if a rung fails.
 
-    To see that a rung would notice: --broken all trains three faulty trainers on the rungs that catch them.
+    --broken all plants three faults in the trainer, one at a time, and shows that the rungs notice them.
     """
 
     rungs: tuple[RungName, ...] = ()
-    """Which; default all of them, with --broken those that catch the fault. `costs` brings `signal` along."""
+    """Rungs to run. Default: all; with --broken those that catch the fault. `costs` needs `signal` and runs it too."""
     seeds: int = 5
-    """Seeds 0 .. n - 1 of every rung."""
+    """Number of seeds of every rung: 0 .. n - 1."""
     total_steps: int | None = None
-    """Environment steps of a run, instead of each rung's own (6 million; `ruin` 3 million)."""
+    """Environment steps of a run. Default: each rung's own (6 million; `ruin` 3 million)."""
     broken: Fault | Literal["all"] | None = None
-    """Break the trainer on purpose, in this way or in each; exit status 1 if no rung notices."""
+    """Fault to plant in the trainer; exit status 1 if its rungs do not notice."""
     out: pathlib.Path | None = None
-    """Where results go; default runs/ladder-<time>. Finished runs that are already there are not repeated."""
+    """Folder of the results; default runs/ladder-<time>. Finished runs in it are not repeated."""
 
     def __post_init__(self):
         if self.seeds < 1:
@@ -117,7 +117,7 @@ def choose_rungs(settings: Settings, fault: Fault | None, ladder: Sequence[Rung]
 
 
 def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -> None:
-    """Train and measure one seed of a rung, unless `runs` has it with the same settings."""
+    """Train and measure one seed of a rung, unless `runs` already holds it with the same settings."""
     config = dataclasses.replace(rung.config, seed=seed)
     key, described = _key(fault, rung.name, seed), json.loads(json.dumps(config.to_json()))
     if runs.get(key, {}).get("config") == described:
@@ -136,10 +136,10 @@ def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -
 
 
 def read_runs(out: pathlib.Path) -> dict[str, Any]:
-    """The finished runs of an output folder, by name.
+    """Return the finished runs of an output folder, by name.
 
     Raises:
-      ValueError: there is a file that this program did not write.
+      ValueError: the results file was not written by this program.
     """
     path = out / RESULTS
     if not path.exists():
@@ -151,7 +151,7 @@ def read_runs(out: pathlib.Path) -> dict[str, Any]:
 
 
 def print_verdicts(verdicts: dict[str, list[Verdict]]) -> None:
-    """A table for each trainer, a line for each check."""
+    """Print a table for each trainer, with a line for each check."""
     console = Console(file=sys.stdout)
     for trainer, of in verdicts.items():
         title = f"{trainer} trainer, greedy on unseen markets, {len(of[0].values)} seeds"
@@ -166,7 +166,7 @@ def print_verdicts(verdicts: dict[str, list[Verdict]]) -> None:
 
 
 def describe_range(v: Verdict) -> str:
-    """Such as "0.60 .. 0.85", or ">= 0.90"."""
+    """Format the range of a check, such as "0.60 .. 0.85" or ">= 0.90"."""
     low, high = v.check.low, v.check.high
     if math.isfinite(low) and math.isfinite(high):
         return f"{low:g} .. {high:g}"

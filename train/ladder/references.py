@@ -1,4 +1,4 @@
-"""What a trained policy is measured against: thresholds on an estimate, and the best that one bar allows."""
+"""Reference policies: thresholds on an estimate, and the best order of each single bar."""
 
 import itertools
 
@@ -33,7 +33,7 @@ class Ridge:
         self.weights = np.linalg.solve(x.T @ x + penalty, x.T @ (target - self.offset))
 
     def predict(self, features: Float[np.ndarray, "rows F"]) -> Float[np.ndarray, "rows"]:
-        """The estimate for every row; a feature that is not yet there counts as 0 before it is standardised."""
+        """Return the estimate for every row. A missing feature counts as 0 before it is standardised."""
         return self._standardise(np.nan_to_num(features)) @ self.weights + self.offset
 
     def _standardise(self, features: np.ndarray) -> np.ndarray:
@@ -41,10 +41,13 @@ class Ridge:
 
 
 def follow(estimate: Float[np.ndarray, "rows"], enter: float, leave: float) -> Act:
-    """At most one full position: enter where the estimate is beyond `enter`, close where it is under `leave`.
+    """Return a policy that holds at most one full position.
+
+    It enters where the estimate is beyond `enter`. It closes where the estimate times the side held is under `leave`.
 
     Args:
-      estimate: of the return of bar t, row t; times the side held it is compared with `leave`.
+      estimate: of the return of bar t, in row t.
+      enter, leave: thresholds, in units of the estimate.
     """
     return jax.tree_util.Partial(_follow, *(jnp.asarray(x, jnp.float32) for x in (estimate, enter, leave)))
 
@@ -62,7 +65,7 @@ def _follow(
 def choose_thresholds(
     env: PerpEnv, estimate: np.ndarray, unit: float, starts: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """`enter` and `leave`, among `THRESHOLDS` times `unit`, with the best mean log return over the windows."""
+    """Choose `enter` and `leave` from `THRESHOLDS` times `unit`: the pair with the best mean log return."""
     starts = window_starts(env) if starts is None else starts
     pairs = [(unit * enter, unit * leave) for enter in THRESHOLDS for leave in THRESHOLDS if leave <= enter]
 
@@ -73,11 +76,11 @@ def choose_thresholds(
 
 
 def best_of_single_bars(env: PerpEnv, known: Float[np.ndarray, "rows"], cells: tuple[int, int] = CELLS) -> float:
-    """Mean log return of a bar of the best policy that knows one number of the bar about to begin, and its ATR.
+    """Return the mean log return a bar of the best policy that knows one number of the next bar, and its ATR.
 
-    Only for `max_hold` 1: then no lot outlives its bar, and the best policy is the best order of each bar. Bars are
-    grouped by what is known; in each group the order that earned most *in these very bars* counts (holding is one), so
-    the figure is a little above what such a policy can earn on bars it has not seen.
+    With `max_hold` 1 no lot outlives its bar, so the best policy is the best order of each bar. Bars are grouped by the
+    known number and the ATR. In each group the order with the highest return in these same bars counts; holding is an
+    order too. The figure is therefore slightly above the return of such a policy on held-out bars.
 
     Args:
       known: of each bar, such as its return.

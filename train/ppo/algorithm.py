@@ -161,8 +161,8 @@ class PPO:
     ) -> tuple[Params, optax.OptState, dict[str, Float[Array, "minibatches"]]]:
         """Pass `epochs` times over the rows, a minibatch at a time, in random order.
 
-        A minibatch is a block of environments: that stays in cache, shuffled rows do not. For a policy with memory it
-        keeps its axes [steps, envs] and starts from the memory at the start of the rollout; otherwise it is flat.
+        A minibatch is a block of environments, which stays in cache; shuffled rows do not. For a policy with memory it
+        has the axes [steps, envs] and begins with the memory at the start of the rollout. Otherwise it is flat.
 
         Args:
           carry: the policy's memory before the first step.

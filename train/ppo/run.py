@@ -26,10 +26,10 @@ EVALUATION_SEED = 1_000_003
 
 
 def train(config: Config) -> Learner:
-    """Run the whole of it and return the learner.
+    """Train from a dataset to a checkpoint and a table, and return the learner.
 
     Writes config.json, metrics.jsonl and the checkpoint to the run directory, and prints the table. Ctrl-C ends the
-    training early; the rest follows as usual.
+    training early; the run is then saved and evaluated as usual.
 
     Raises:
       ValueError: the run directory holds a run, the dataset does not fit, or the training diverged.
