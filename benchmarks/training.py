@@ -66,6 +66,7 @@ def make_ours(args: Args) -> tuple[AutoReset, Any, Trainer]:
     """Return the environment, and our trainer's first state and updates: all that this script knows of `train`."""
     from train.config import Config
     from train.main import make_env
+
     from train.ppo import init_train, train_updates
 
     num_envs, num_steps, epochs, minibatches, updates = args.sizes

@@ -66,6 +66,11 @@ class PerpEnv:
         """Length of `State.obs`."""
         return self.market.scaler_mean.shape[-1] + len(ACCOUNT_FEATURES)
 
+    @property
+    def num_market_features(self) -> int:
+        """How many of the first entries of `State.obs` are market features; the others describe the account."""
+        return self.market.scaler_mean.shape[-1]
+
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State:
         """A fresh account at the open of a first bar.
 

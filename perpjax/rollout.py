@@ -1,6 +1,7 @@
 """Whole episodes of one policy from given first bars, in one batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ from jaxtyping import Array, Int
 from perpjax.state import State
 from perpjax.vec import AutoReset, Env, Episode, VecEnv, unwrapped
 
-Act = Callable[[Array, State], Array]
-"""(key, state) to an action."""
+Carry = Any
+"""A policy's memory, a pytree of arrays; `()` if it has none."""
+Act = Callable[[Array, State, Carry], tuple[Array, Carry]]
+"""A policy in play: `(key, state, carry)` to `(action, carry)`, of one environment."""
 
 
 def window_starts(env: Env) -> Int[np.ndarray, "windows"]:
@@ -26,7 +29,7 @@ def window_starts(env: Env) -> Int[np.ndarray, "windows"]:
     )
 
 
-def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"]) -> Episode:
+def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"], carry: Carry = ()) -> Episode:
     """Play one episode from each first bar.
 
     Args:
@@ -35,6 +38,7 @@ def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "window
       act: the policy; a pytree of arrays (`jax.tree_util.Partial`) avoids a second compilation.
       key: source of all random numbers; windows do not share them.
       starts: first bars; see `window_starts`.
+      carry: the policy's memory at the start of a window. Every window begins with it and has its own afterwards.
 
     Returns:
       The statistics of the episodes, [windows], each up to its own end.
@@ -46,23 +50,24 @@ def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "window
     env = unwrapped(env, AutoReset, VecEnv)
     if not isinstance(act, jax.tree_util.Partial):
         act = jax.tree_util.Partial(act)
-    return _play(env, act, key, jnp.asarray(starts))
+    return _play(env, act, key, jnp.asarray(starts), carry)
 
 
 @jax.jit
-def _play(env: Env, act: Act, key: Array, starts: Int[Array, "windows"]) -> Episode:
+def _play(env: Env, act: Act, key: Array, starts: Int[Array, "windows"], carry: Carry) -> Episode:
     envs = VecEnv(AutoReset(env))
     state = envs.reset(jax.random.split(key, starts.shape[0]), starts)
 
-    def step(carry: tuple, key: Array) -> tuple:
-        state, done, kept = carry
+    def step(loop: tuple, key: Array) -> tuple:
+        state, carry, done, kept = loop
         keys = jax.random.split(key, starts.shape[0])
-        state = envs.step(state, jax.vmap(act, (0, envs.axes(state)))(keys, state))
+        action, carry = jax.vmap(act, (0, envs.axes(state), 0))(keys, state, carry)
+        state = envs.step(state, action)
         # In an episode of a VecEnv the windows are the last axis of everything.
         kept = jax.tree.map(lambda old, new: jnp.where(done, old, new), kept, state.episode)
-        return (state, done | state.terminated | state.truncated, kept), None
+        return (state, carry, done | state.terminated | state.truncated, kept), None
 
-    done = jnp.zeros(starts.shape[0], bool)
-    carry = (state, done, state.episode)
-    (_, _, episode), _ = jax.lax.scan(step, carry, jax.random.split(key, unwrapped(env).config.episode_length))
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (*starts.shape, *jnp.shape(x))), carry)
+    loop = state, carry, jnp.zeros(starts.shape, bool), state.episode
+    (*_, episode), _ = jax.lax.scan(step, loop, jax.random.split(key, unwrapped(env).config.episode_length))
     return envs.by_row(episode)

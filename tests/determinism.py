@@ -5,11 +5,11 @@ import sys
 
 import jax
 
-from perpjax import AutoReset, EnvConfig, PerpEnv, load_market
+from perpjax import AutoReset, EnvConfig, PerpEnv, VecEnv, load_market
 from perpjax.audit.fingerprint import fingerprint
 from perpjax.rules.orders import sample_action
-from train.config import Config
-from train.ppo import compile_training, init_train
+from train.ppo.config import Config
+from train.ppo.run import init_state, learn, make_ppo
 
 ENVS, STEPS = 100, 1000
 
@@ -30,8 +30,8 @@ def rollout(env: AutoReset, key: jax.Array):
 def main(seed: int) -> None:
     env = AutoReset(PerpEnv(load_market("synthetic:crash?bars=12000"), config=EnvConfig(episode_length=200)))
     config = Config(num_envs=64, num_steps=16, total_steps=4096, seed=seed, hidden=(16,))
-    state = jax.jit(init_train, static_argnums=1)(env, config, jax.random.key(config.seed))
-    state, _ = compile_training(env, state, config, config.num_updates)(env, state)
+    ppo, envs = make_ppo(config), VecEnv(env)
+    state = learn(ppo, envs, init_state(ppo, envs))
     prints = {
         "rollout": rollout(env, jax.random.key(seed)),
         "another rollout": rollout(env, jax.random.key(seed + 1)),

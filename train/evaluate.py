@@ -1,5 +1,6 @@
-"""How a policy does on a market: whole episodes from evenly spaced first bars."""
+"""Evaluation: whole episodes of a policy on a market, from evenly spaced first bars."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -7,9 +8,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from perpjax.orders import hold_action, sample_action
 from perpjax.rollout import Act, play_windows, window_starts
-from perpjax.wrappers import Env, unwrapped
+from perpjax.rules.orders import hold_action, sample_action
+from perpjax.state import State
+from perpjax.vec import Env, unwrapped
+from train.normalize import Moments
+from train.policies.policy import Carry, Params, Policy
+from train.state import Learner
 
 
 class Result(NamedTuple):
@@ -39,27 +44,57 @@ def t_statistic(x: Float[np.ndarray, "n"]) -> float:
 
 
 def hold(env: Env) -> Act:
-    """Never trades."""
+    """Return the policy that never trades."""
     action = hold_action(unwrapped(env).config)
-    return lambda key, state: action
+    return lambda key, state, carry: (action, carry)
 
 
 def random(env: Env) -> Act:
-    """Uniform over actions."""
+    """Return the policy that draws actions uniformly."""
     config = unwrapped(env).config
-    return lambda key, state: sample_action(key, config)
+    return lambda key, state, carry: (sample_action(key, config), carry)
 
 
-def evaluate(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"] | None = None) -> Result:
+def greedy(learner: Learner, policy: Policy) -> Act:
+    """Return the learnt policy, which takes the most probable action.
+
+    It starts from `single_carry(policy)` in one environment, and from `policy.initial_carry(n)` in a batch of n. After
+    an auto-reset it begins with fresh memory.
+    """
+    return jax.tree_util.Partial(_Greedy(policy), learner.params, learner.observations)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Greedy:
+    """A function that compares by its policy, so that two of them share one compiled program."""
+
+    policy: Policy
+
+    def __call__(
+        self, params: Params, observations: Moments, key: Array, state: State, carry: Carry
+    ) -> tuple[Array, Carry]:
+        reset = state.terminated | state.truncated
+        carry, distribution, _ = self.policy(params, carry, observations.standardise(state.obs), reset)
+        return distribution.mode(), carry
+
+
+def evaluate(
+    env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"] | None = None, *, carry: Carry = ()
+) -> Result:
     """Play one episode from each first bar, by default every window that fits without overlap.
 
     Args:
       env: the market, parameters and choices to evaluate on; wrappers as in `play_windows`.
       act: the policy; a pytree of arrays (`jax.tree_util.Partial`) avoids a second compilation.
+      key: of all random numbers; windows do not share them.
       starts: first bars.
+      carry: the policy's memory at the start of a window.
+
+    Raises:
+      ValueError: a first bar that may not be traded.
     """
     starts = window_starts(env) if starts is None else starts
-    episode = play_windows(env, act, key, starts)
+    episode = play_windows(env, act, key, starts, carry)
     episode = jax.tree.map(lambda x: np.asarray(x, np.float64), episode)
     initial = float(unwrapped(env).params.initial_equity)
     ledger = episode.ledger

@@ -18,11 +18,11 @@ class Moments(NamedTuple):
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> "Moments":
-        """Mean 0 and variance 1, forgotten at the first update."""
+        """Return mean 0 and variance 1; the first update replaces both."""
         return cls(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
 
     def update(self, rows: Float[Array, "*rows shape"]) -> "Moments":
-        """Account for a batch; all leading axes are rows (Chan, Golub and LeVeque, 1983)."""
+        """Add a batch; all leading axes are rows (Chan, Golub and LeVeque, 1983)."""
         axes = tuple(range(rows.ndim - self.mean.ndim))
         count = jnp.float32(rows.size // max(self.mean.size, 1))
         delta = jnp.mean(rows, axis=axes) - self.mean
@@ -33,9 +33,9 @@ class Moments(NamedTuple):
         )
 
     def standardise(self, x: Float[Array, "*rows shape"]) -> Float[Array, "*rows shape"]:
-        """`(x - mean) / std`, clipped."""
+        """Return `(x - mean) / std`, clipped."""
         return jnp.clip((x - self.mean) / jnp.sqrt(self.var + 1e-8), -CLIP, CLIP)
 
     def scale(self, x: Float[Array, "*rows shape"]) -> Float[Array, "*rows shape"]:
-        """`x / std`, clipped."""
+        """Return `x / std`, clipped."""
         return jnp.clip(x / jnp.sqrt(self.var + 1e-12), -CLIP, CLIP)

@@ -14,7 +14,7 @@ from perpjax.data.dataset import format_time
 from perpjax.env import PerpEnv
 from perpjax.instrument import EXACT
 from perpjax.market import Market
-from perpjax.rollout import Act
+from perpjax.rollout import Act, Carry
 from perpjax.rules.orders import sample_action
 from perpjax.state import State
 from perpjax.vec import AutoReset, Env, VecEnv, replace_inner, unwrapped
@@ -32,7 +32,13 @@ _OBSERVED = ("obs", "reward")
 
 
 def audit_env(
-    env: Env, *, policy: Act | None = None, cuts: Sequence[int] | None = None, num_envs: int = 32, seed: int = 0
+    env: Env,
+    *,
+    policy: Act | None = None,
+    carry: Carry = (),
+    cuts: Sequence[int] | None = None,
+    num_envs: int = 32,
+    seed: int = 0,
 ) -> Audit:
     """Judge every leaf of the environment's `State`: are its bits up to T_t independent of the market after T_t?
 
@@ -40,7 +46,8 @@ def audit_env(
       env: a `PerpEnv`, or a dataclass with its `reset`, `step`, `market` and `config` that `replace` can copy.
         A wrapper around it holds it in the field `env`. An `AutoReset` or a `VecEnv` is ignored, because a restart
         moves the clock. Other wrappers are audited with the environment.
-      policy: `(key, state)` to an action, the same in every market; uniformly random actions by default.
+      policy: `(key, state, carry)` to `(action, carry)`, the same in every market. Uniformly random by default.
+      carry: the policy's memory at the start of an episode.
       cuts: bars t from which the market is altered. By default the last tradable bar and five drawn bars.
       num_envs: episodes in each market. They start from 48 bars before the cut up to the cut itself.
 
@@ -57,8 +64,8 @@ def audit_env(
     env.check_start(np.asarray(cuts))
     if num_envs < 1:
         raise ValueError(f"num_envs = {num_envs} is not positive")
-    act = policy or (lambda key, state: sample_action(key, env.config))
-    play = _compile_play(world, act, min(BEFORE, env.config.episode_length) + AFTER)
+    act = policy or (lambda key, state, carry: (sample_action(key, env.config), carry))
+    play = _compile_play(world, act, carry, min(BEFORE, env.config.episode_length) + AFTER)
     found: dict[str, Item] = {}
     opened, reacts, names = 0, False, ()
     for cut in cuts:
@@ -129,20 +136,23 @@ def _repeat_last_close(last: np.ndarray, valid: np.ndarray, before: float) -> No
     last[:] = np.where(valid[:, None], last, close[:, None])
 
 
-def _compile_play(env: Env, act: Act, steps: int) -> Callable[..., State]:
+def _compile_play(env: Env, act: Act, carry: Carry, steps: int) -> Callable[..., State]:
     """Return a function from `(market, starts, key)` to all states, [1 + steps, envs]: one program for all markets."""
 
     @jax.jit
     def play(market: Market, starts: Array, key: Array) -> State:
         world = replace_inner(env, market=market)
 
-        def advance(state: State, key: Array) -> tuple[State, State]:
+        def advance(loop: tuple[State, Carry], key: Array) -> tuple[tuple[State, Carry], State]:
+            state, carry = loop
             keys = jax.random.split(key, starts.shape[0])
-            state = jax.vmap(world.step)(state, jax.vmap(act)(keys, state))
-            return state, state
+            action, carry = jax.vmap(act)(keys, state, carry)
+            state = jax.vmap(world.step)(state, action)
+            return (state, carry), state
 
         first = jax.vmap(world.reset)(jax.random.split(key, starts.shape[0]), starts)
-        states = jax.lax.scan(advance, first, jax.random.split(key, steps))[1]
+        carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (*starts.shape, *jnp.shape(x))), carry)
+        states = jax.lax.scan(advance, (first, carries), jax.random.split(key, steps))[1]
         return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states)
 
     return play

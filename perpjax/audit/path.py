@@ -11,7 +11,7 @@ from rich.table import Table
 from perpjax._seed import seed_key
 from perpjax.audit.report import render
 from perpjax.params import Intrabar
-from perpjax.rollout import Act, play_windows, window_starts
+from perpjax.rollout import Act, Carry, play_windows, window_starts
 from perpjax.vec import Env, replace_inner, unwrapped
 
 
@@ -61,7 +61,7 @@ class PathSensitivity:
 
 
 def path_sensitivity(
-    env: Env, policy: Act, *, starts: Int[np.ndarray, "windows"] | None = None, seed: int = 0
+    env: Env, policy: Act, *, carry: Carry = (), starts: Int[np.ndarray, "windows"] | None = None, seed: int = 0
 ) -> PathSensitivity:
     """Play a policy under each intrabar rule, with the same random numbers from the same first bars.
 
@@ -70,7 +70,8 @@ def path_sensitivity(
 
     Args:
       env: the environment; its own intrabar rule is ignored. Wrappers as in `play_windows`.
-      policy: `(key, state)` to an action.
+      policy: `(key, state, carry)` to `(action, carry)`, of one environment.
+      carry: the policy's memory at the start of a window.
       starts: first bars, by default of every window that fits without overlap.
 
     Raises:
@@ -80,7 +81,7 @@ def path_sensitivity(
     plays = {}
     for rule in get_args(Intrabar):
         ruled = replace_inner(env, config=dataclasses.replace(inner.config, intrabar=rule))
-        episode = play_windows(ruled, policy, seed_key(seed), starts)
+        episode = play_windows(ruled, policy, seed_key(seed), starts, carry)
         episode = jax.tree.map(lambda x: np.asarray(x, np.float64), episode)
         ledger = episode.ledger
         plays[rule] = Play(

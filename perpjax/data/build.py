@@ -1,7 +1,6 @@
 """`python -m perpjax.data.build`: from files of candles to a dataset folder, with a table of the findings."""
 
 import dataclasses
-import importlib
 import re
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perpjax.data.builder import Built, FeatureFunction, Sources, build, build_market
+from perpjax.data.builder import Built, FeatureFunction, Sources, build, build_market, find_function
 from perpjax.data.contract import DataError, read_table
 from perpjax.data.dataset import (
     DEFAULT_FRACTIONS,
@@ -151,15 +150,7 @@ def find_features(spec: str) -> str | FeatureFunction | None:
         return spec
     if spec == "none":
         return None
-    module, colon, name = spec.partition(":")
-    if not (module and colon and name):
-        raise ValueError(f"features {spec!r} is not core, none or module:function")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # an import may raise any exception
-        raise ValueError(f"features {spec}: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise ValueError(f"features {spec}: is a {type(function).__name__}, not a function")
+    function = find_function(spec)
 
     def call(bars: pa.Table, funding: pa.Table | None) -> pa.Table:
         try:

@@ -1,5 +1,6 @@
 """From tables to a `Market`: checked, put on the grid, priced in ticks, shifted by one bar, moved to the device."""
 
+import importlib
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,17 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-# Modules, not names: features.core imports perpjax.data.contract and may be only partly imported at this point.
+from perpjax import indicators
 from perpjax.data import grid as gr
 from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
 from perpjax.data.scaler import Scaler, choose_scaler
-from perpjax.features import core, indicators
 from perpjax.instrument import EXACT, KNOWN, Instrument, find_instrument
 from perpjax.market import FIRST_DECISION, Market, Origin, one_segment, pack_rows
 
 FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
 """`(bars, funding or None) -> table`: float columns, one row a bar, row t from bars <= t-1, NaN only before a warm-up.
 The last of the bars is the one about to open, flat at the last close with volume 0. Its row follows all of the data."""
+
+CORE = "perpjax.features:core_features"
+"""The feature function "core", by name. The builder imports it when it is asked for, as it does a user's."""
 
 UNKNOWN = "UNKNOWN"
 """The symbol of a market without a given symbol."""
@@ -278,10 +281,28 @@ def _compute_features(
     if isinstance(features, pa.Table):
         return features
     if features == "core":
-        return core.core_features(core.append_next_bar(bars), funding)
+        features = find_function(CORE)
     if callable(features):
-        return features(core.append_next_bar(bars), funding)
+        return features(gr.append_next_bar(bars), funding)
     raise ValueError(f'features = {features!r} is neither "core" nor None nor a function (bars, funding) -> Table')
+
+
+def find_function(spec: str) -> FeatureFunction:
+    """Import the function that "module:function" names.
+
+    Raises:
+      ValueError: there is none.
+    """
+    module, colon, name = spec.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"features {spec!r} is not core, none or module:function")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"features {spec}: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise ValueError(f"features {spec}: is a {type(function).__name__}, not a function")
+    return function
 
 
 def _name_features(features: str | FeatureFunction | pa.Table | None) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from perpjax.data.contract import BAR_MS, PRICES, DataError, settlement_opens
+from perpjax.data.contract import BAR_MS, CANDLES, PRICES, DataError, settlement_opens
 from perpjax.instrument import EXACT
 
 FUNDING_REACH_MS = 8 * 3_600_000
@@ -132,6 +132,17 @@ def make_bars(grid: Grid) -> pa.Table:
         "volume": grid.volume.sum(axis=1),
     }
     return pa.table({"open_time_ms": grid.opens, **columns})
+
+
+def append_next_bar(bars: pa.Table) -> pa.Table:
+    """Append the bar about to open to the bars: flat at the last close with volume 0, like an empty bar.
+
+    A feature function returns one row a bar, from the bars before. The row of the appended bar uses all of `bars`.
+    """
+    last = {name: bars[name][-1].as_py() for name in ("open_time_ms", "close")}
+    following = {name: [last["close"]] for name in ("open", "high", "low", "close")}
+    following |= {"open_time_ms": [last["open_time_ms"] + BAR_MS], "volume": [0.0]}
+    return pa.concat_tables([bars.select(CANDLES.names), pa.table(following, schema=CANDLES)])
 
 
 def infer_tick(candles: pa.Table, source: str = "candles") -> tuple[float, int]:

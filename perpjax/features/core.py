@@ -8,9 +8,10 @@ after the last bar has an observation too.
 import numpy as np
 import pyarrow as pa
 
+from perpjax import indicators as ind
 from perpjax._grid import BAR_MS, FIRST_DECISION
 from perpjax.data.contract import CANDLES, FUNDING, DataError, settlement_opens, validate
-from perpjax.features import indicators as ind
+from perpjax.data.grid import append_next_bar
 
 CORE_FEATURES: tuple[str, ...] = (
     "ret_1", "ret_4", "ret_16", "ret_48",
@@ -51,7 +52,7 @@ _BARS_IN_8_HOURS = 32
 def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
     """Compute the core features of a series of 15-minute bars, float64, unscaled.
 
-    The formulas, with their sources, stand in `perpjax.features.indicators`. These points complete them:
+    The formulas, with their sources, stand in `perpjax.indicators`. These points complete them:
 
     - `vol_z_96` is `(volume - mean) / std` of the last bar's volume over the last 96 bars, itself included
       (population std). It is 0 where the volume is constant.
@@ -108,17 +109,6 @@ def core_features_live(bars_tail: pa.Table, funding: pa.Table | None = None) -> 
             f"missing); give the last {LIVE_BARS} bars or more"
         )
     return core_features(append_next_bar(bars_tail), funding).slice(bars_tail.num_rows)
-
-
-def append_next_bar(bars: pa.Table) -> pa.Table:
-    """Append the bar about to open to the bars: flat at the last close with volume 0, like an empty bar.
-
-    A feature function returns one row a bar, from the bars before. The row of the appended bar uses all of `bars`.
-    """
-    last = {name: bars[name][-1].as_py() for name in ("open_time_ms", "close")}
-    following = {name: [last["close"]] for name in ("open", "high", "low", "close")}
-    following |= {"open_time_ms": [last["open_time_ms"] + BAR_MS], "volume": [0.0]}
-    return pa.concat_tables([bars.select(CANDLES.names), pa.table(following, schema=CANDLES)])
 
 
 def _bar_columns(bar: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

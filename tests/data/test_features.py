@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from perpjax import indicators as ind
 from perpjax.data.contract import BAR_MS, DataError, read_table
 from perpjax.features import (
     CORE_FEATURES,
@@ -17,7 +18,6 @@ from perpjax.features import (
     core_features,
     core_features_live,
 )
-from perpjax.features import indicators as ind
 
 T0 = 1_704_067_200_000  # Monday 2024-01-01 00:00 UTC
 HOUR_MS = 3_600_000

@@ -128,7 +128,7 @@ def test_import_is_quick(tmp_path):
     code = """
 import time, jax, flax.linen, optax, chex, pyarrow.parquet, jaxtyping, orbax.checkpoint, tyro, rich.live
 began = time.process_time()
-import perpjax, train.main
+import perpjax, train.ppo.run
 print(time.process_time() - began)
 """
     assert float(ask(sys.executable, code, tmp_path)) < 3

@@ -278,8 +278,8 @@ def test_one_place_for_every_limit():
         ("perpjax/rules/observation.py", "max_hold"),  # time left is not a decision: it is floored at 0 for the eye
         ("perpjax/audit/fuzz.py", "max_leverage"),  # checks from outside that limits were kept
         ("perpjax/audit/fuzz.py", "ruin_fraction"),
-        ("train/ladder_rungs.py", "ruin_fraction"),  # counts the windows that ended so
-        ("train/references.py", "max_hold"),  # only for episodes whose lots live one bar
+        ("train/ladder/rungs.py", "ruin_fraction"),  # counts the windows that ended so
+        ("train/ladder/references.py", "max_hold"),  # only for episodes whose lots live one bar
     }
     root = pathlib.Path(__file__).resolve().parents[2]
     files = [f for d in ("perpjax", "train") for f in sorted((root / d).rglob("*.py"))]

@@ -11,9 +11,9 @@ from markets import FREE, crash_market, hand_market, order
 
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, concatenate_markets
 from perpjax.rollout import play_windows
-from perpjax.rules.orders import MULTI_DISCRETE
-from train.display import print_results
+from perpjax.rules.orders import MULTI_DISCRETE, hold_action
 from train.evaluate import Result, evaluate, hold, random, t_statistic, window_starts
+from train.table import print_results
 
 LENGTH = 24
 CONFIG = EnvConfig(max_lots=3, episode_length=LENGTH)
@@ -54,6 +54,25 @@ def test_random_is_seeded(env):
     assert len(np.unique(first.returns)) == len(first.returns)
 
 
+def test_each_window_has_its_own_memory(env):
+    """The policy opens a lot where the bar that it remembers is even, and remembers the sum of the bars so far."""
+
+    def act(key, state, carry):
+        chosen = jnp.where(carry % 2 == 0, jnp.asarray(order(1, stop=3.0)), hold_action(CONFIG))
+        return chosen, carry + state.t
+
+    starts = np.array([700, 801])
+    table = np.zeros((env.market.num_bars + 1, 5), np.int32)
+    episodes = play_windows(env, act, jax.random.key(0), starts, jnp.int32(1))
+    for i, start in enumerate(starts):
+        remembered = 1 + np.cumsum(np.r_[0, np.arange(start, start + LENGTH - 1)])
+        table[start : start + LENGTH] = np.where(remembered[:, None] % 2 == 0, order(1, stop=3.0), hold_action(CONFIG))
+        expected = follow_by_hand(env, table[start : start + LENGTH], int(start))
+        assert float(episodes.ledger.opened[i]) == expected["trades"] > 0
+        assert float(episodes.equity[i]) == pytest.approx(float(env.params.initial_equity) * (1 + expected["returns"]))
+    assert episodes.ledger.opened[0] != episodes.ledger.opened[1] or episodes.equity[0] != episodes.equity[1]
+
+
 def test_wrappers_are_left_out(env):
     act = jax.tree_util.Partial(random(env))
     plain = evaluate(env, act, jax.random.key(3))
@@ -61,8 +80,9 @@ def test_wrappers_are_left_out(env):
         np.testing.assert_array_equal(window_starts(wrapped), window_starts(env))
         for a, b in zip(plain, evaluate(wrapped, act, jax.random.key(3)), strict=True):
             np.testing.assert_array_equal(a, b)
-        assert random(wrapped)(jax.random.key(1), None).tolist() == random(env)(jax.random.key(1), None).tolist()
-        assert hold(wrapped)(None, None).tolist() == hold(env)(None, None).tolist()
+        drawn, same = (random(e)(jax.random.key(1), None, ())[0] for e in (wrapped, env))
+        assert drawn.tolist() == same.tolist()
+        assert hold(wrapped)(None, None, ())[0].tolist() == hold(env)(None, None, ())[0].tolist()
         with pytest.raises(ValueError, match="start = 3 is not a bar"):
             evaluate(wrapped, act, jax.random.key(3), np.array([3]))
 
@@ -179,7 +199,7 @@ def scripted(env: PerpEnv, seed: int) -> tuple[np.ndarray, jax.tree_util.Partial
     table = rng.integers(0, MULTI_DISCRETE, (env.market.num_bars + 1, 5)).astype(np.int32)
     table[:, 0] = rng.choice([0, 1, 1, 1, 2, 3], len(table), p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
     table[:, 2] = 4
-    return table, jax.tree_util.Partial(lambda table, key, state: table[state.t], jnp.asarray(table))
+    return table, jax.tree_util.Partial(lambda table, key, state, carry: (table[state.t], carry), jnp.asarray(table))
 
 
 def test_statistics_equal_a_plain_loop(env):
@@ -220,7 +240,7 @@ def test_ruin_in_the_first_bar_is_not_forgotten():
     market = hand_market(both={(1, 1): (1000, 1000, 850, 1000)}, atr=100, bars=13)
     env = PerpEnv(market, EnvParams(**{k: 0.0 for k in ("taker_fee", "slippage_base", "slippage_atr", "stop_depth")},
                                     ruin_fraction=0.95), EnvConfig(max_lots=3, episode_length=6))  # fmt: skip
-    act = jax.tree_util.Partial(lambda key, state: jnp.asarray(order(1, stop=3.0)))
+    act = jax.tree_util.Partial(lambda key, state, carry: (jnp.asarray(order(1, stop=3.0)), carry))
     result = evaluate(env, act, jax.random.key(0))
     # The first window loses its one margin: 9000 / 10 000 - 1 = -10 %, at or below 95 %: over. The other one opens a
     # lot in each of its first bars (an exposure of 10 % has room for one only) and moves nowhere.

@@ -10,19 +10,22 @@ import numpy as np
 import pytest
 from markets import FREE, hand_market, order
 
-from perpjax import AutoReset, EnvConfig, PerpEnv
+from perpjax import AutoReset, EnvConfig, PerpEnv, VecEnv
 from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.rules.orders import Verdict as OrderVerdict
-from train import ladder, ladder_markets, ppo, references
-from train.config import Config
 from train.evaluate import evaluate
-from train.ladder import Settings, choose_rungs, climb, main, read_runs
-from train.ladder_markets import CRASH, CRASHES, GIFT, GIFTS, TRAP, TRAPS, leaking_features, trap_pair
-from train.ladder_rungs import Check, Run, Rung, Verdict, all_rungs
-from train.main import learn, wrap_market
-from train.references import Ridge, best_of_single_bars, choose_thresholds, follow
-from train.sabotage import sabotage
+from train.ladder.__main__ import main
+from train.ladder.climb import Settings, choose_rungs, climb, read_runs
+from train.ladder.faults import StaleObservations, bootstrap_ruin, plant
+from train.ladder.markets import CRASH, CRASHES, GIFT, GIFTS, TRAP, TRAPS, leaking_features, synthetic_pair, trap_pair
+from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
+from train.ladder.rungs import Check, Run, Rung, Verdict, all_rungs, measure_ruin
+from train.policies import MultiDiscrete
+from train.ppo.config import Config
+from train.ppo.losses import Rows, compute_gae
+from train.ppo.run import init_state, learn, make_ppo, wrap_market
+from train.state import Learner
 
 BY_NAME = {rung.name: rung for rung in all_rungs()}
 KEY = jax.random.key(0)
@@ -76,15 +79,15 @@ def test_ridge_finds_a_line():
     assert np.isfinite(ridge.predict(np.full((1, 3), np.nan))).all()
 
 
-def test_the_best_of_single_bars_by_hand(hand_env, monkeypatch):
+def test_the_best_of_single_bars_by_hand(hand_env):
     env = hand_env.replace(params=FREE.replace(max_hold=1))
     known = np.zeros(9)
     # Seven bars, each a group of its own. Bar 2: a long of 10 000 earns 100. Bar 4: a short at 1010, 990 steps, earns
     # 990 x 0.01 x 10 = 99. In the others nothing moves.
     assert best_of_single_bars(env, known) == pytest.approx((math.log(1.01) + math.log(1.0099)) / 7, rel=1e-5)
     # All bars in one group: one order for all of them. A long loses at most its stop of half an ATR (5 ticks) in bar 4.
-    monkeypatch.setattr(references, "CELLS", (1, 1))
-    assert best_of_single_bars(env, known) == pytest.approx((math.log(1.01) + math.log(1 - 0.00495)) / 7, rel=1e-5)
+    expected = (math.log(1.01) + math.log(1 - 0.00495)) / 7
+    assert best_of_single_bars(env, known, cells=(1, 1)) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="max_hold = 192"):
         best_of_single_bars(hand_env, known)
 
@@ -98,7 +101,7 @@ def test_the_leak_is_accused_and_nothing_else():
 
 
 def test_pairs_share_a_scaler_and_nothing_else():
-    pair = ladder_markets.synthetic_pair("martingale", 3, leaking_features, bars=1_500)
+    pair = synthetic_pair("martingale", 3, leaking_features, bars=1_500)
     np.testing.assert_array_equal(pair.train.scaler_mean, pair.unseen.scaler_mean)
     assert not np.array_equal(pair.train.candles, pair.unseen.candles)
     # The leaked feature of bar t is that bar's own return.
@@ -195,10 +198,9 @@ def fake(values: tuple[float, ...]) -> Rung:
     "values, broken, status", [((1.0, 2.0), None, True), ((0.0, 1.0), None, False),
                                ((1.0, 2.0), "stale-observations", False), ((0.0, 1.0), "stale-observations", True)],
 )  # fmt: skip
-def test_a_climb_leaves_a_table_a_picture_and_figures(tmp_path, monkeypatch, capsys, values, broken, status):
-    monkeypatch.setattr(ladder, "all_rungs", lambda: (fake(values),))
+def test_a_climb_leaves_a_table_a_picture_and_figures(tmp_path, capsys, values, broken, status):
     out = tmp_path / "deep" / "out"
-    assert climb(Settings(seeds=2, broken=broken, out=out)) is status
+    assert climb(Settings(seeds=2, broken=broken, out=out), [fake(values)]) is status
     assert {p.name for p in out.iterdir()} == {"results.json", "ladder.png"}
     saved = json.loads((out / "results.json").read_text())
     trainer = broken or "whole"
@@ -209,16 +211,14 @@ def test_a_climb_leaves_a_table_a_picture_and_figures(tmp_path, monkeypatch, cap
     assert ("holds" if np.mean(values) >= 1 else "FAILS") in said.out and "leak/1" in said.err
 
 
-def test_finished_runs_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(ladder, "all_rungs", lambda: (fake((1.0,)),))
-    climb(Settings(seeds=1, out=tmp_path))
+def test_finished_runs_are_kept(tmp_path):
+    climb(Settings(seeds=1, out=tmp_path), [fake((1.0,))])
     # A rung that now measures something else is not asked again for seed 0, only for seed 1 ...
-    monkeypatch.setattr(ladder, "all_rungs", lambda: (fake((5.0, 7.0)),))
-    climb(Settings(seeds=2, out=tmp_path))
+    climb(Settings(seeds=2, out=tmp_path), [fake((5.0, 7.0))])
     runs = read_runs(tmp_path)
     assert [runs[f"whole/leak/{i}"]["figures"]["x"] for i in (0, 1)] == [1.0, 7.0]
     # ... unless its settings are others.
-    climb(Settings(seeds=1, total_steps=200_000, out=tmp_path))
+    climb(Settings(seeds=1, total_steps=200_000, out=tmp_path), [fake((5.0, 7.0))])
     assert read_runs(tmp_path)["whole/leak/0"]["figures"]["x"] == 5.0
 
 
@@ -240,41 +240,35 @@ def test_wrong_values_are_one_line(tmp_path, capsys):
 
 
 def test_advantage_sign():
-    rows = (
-        jnp.ones((4, 3)),
-        jnp.zeros((4, 5), jnp.int32),
-        jnp.zeros(4),
-        jnp.zeros(4),
-        jnp.arange(4.0),
-        jnp.zeros(4),
-    )
     config = Config(hidden=(4,))
-    params = ppo.ActorCritic(config.hidden).init(KEY, rows[0])
-    whole = ppo.ppo_loss
-    with sabotage("advantage-sign"):
-        broken = ppo.ppo_loss(params, rows, config)[1]
-    assert ppo.ppo_loss is whole
-    right, negated = (whole(params, (*rows[:4], x, rows[5]), config)[1] for x in (rows[4], -rows[4]))
+    advantage, four = jnp.arange(4.0), jnp.zeros(4)
+    rows = Rows(jnp.ones((4, 3)), four > 0, jnp.zeros((4, 5), jnp.int32), four, four, advantage, four)
+    ppo, distribution = make_ppo(config), MultiDiscrete.from_logits(jnp.zeros((4, MultiDiscrete.num_logits())))
+    faulty, envs = plant("advantage-sign", ppo, "the environments")
+    assert envs == "the environments" and dataclasses.replace(faulty, loss=ppo.loss) == ppo
+    broken = faulty.loss(distribution, four, rows, config)[1]
+    right, negated = (
+        ppo.loss(distribution, four, rows._replace(advantage=x), config)[1] for x in (advantage, -advantage)
+    )
     assert broken == negated and broken["policy_loss"] != right["policy_loss"]
     assert broken["value_loss"] == right["value_loss"]
 
 
 def test_stale_observations(hand_env):
-    env, whole = AutoReset(hand_env), AutoReset.step
-    hold = jnp.zeros(5, jnp.int32)
-    first = env.reset(KEY, start=1)
-    with sabotage("stale-observations"):
-        step = jax.jit(AutoReset.step)
-        second = step(env, first, hold)
-        third = step(env, second, hold)
-    assert AutoReset.step is whole
-    step = jax.jit(whole)
-    right = [first.obs, step(env, first, hold).obs]
+    whole, hold = VecEnv(AutoReset(hand_env)), jnp.zeros((1, 5), jnp.int32)
+    ppo = make_ppo(Config())
+    same, stale = plant("stale-observations", ppo, whole)
+    assert same is ppo and isinstance(stale, StaleObservations)
+    step = jax.jit(lambda envs, state: envs.step(state, hold))
+    first = stale.reset(KEY[None], jnp.array([1]))
+    second = step(stale, first)
+    third = step(stale, second)
+    right = [first.obs, step(whole, first).obs]
     np.testing.assert_array_equal(second.obs, right[0])
     np.testing.assert_array_equal(third.obs, right[1])
     assert not np.array_equal(right[0], right[1])
     # Nothing but what is seen changes.
-    assert third.t == 3 and third.equity == step(env, step(env, first, hold), hold).equity
+    assert third.t == 3 and third.equity == step(whole, step(whole, first)).equity
 
 
 def test_bootstrap_at_liquidation():
@@ -282,43 +276,27 @@ def test_bootstrap_at_liquidation():
     column = [jnp.float32(x)[:, None] for x in ([1, 1, 1], [2, 4, 8])]
     terminated = jnp.array([False, True, False])[:, None]
     args = (*column, jnp.float32([0]), jnp.zeros((3, 1)), terminated, jnp.zeros_like(terminated), 0.5, 0.5)
-    whole = ppo.compute_gae
-    right = whole(*args)[:, 0]
-    with sabotage("bootstrap-at-liquidation"):
-        broken = ppo.compute_gae(*args)[:, 0]
-    assert ppo.compute_gae is whole
+    right, broken = compute_gae(*args)[:, 0], bootstrap_ruin(compute_gae)(*args)[:, 0]
     # delta_1 = 1 - 4 = -3, and with the bootstrap 1 + 0.5 x 8 - 4 = 1; delta_0 = 1 + 0.5 x 4 - 2 = 1.
     np.testing.assert_array_equal(right, [1 - 3 / 4, -3, -7])
     np.testing.assert_array_equal(broken, [1 + 1 / 4, 1, -7])
+    faulty, _ = plant("bootstrap-at-liquidation", make_ppo(Config()), None)
+    np.testing.assert_array_equal(faulty.gae(*args)[:, 0], broken)
 
 
-def test_a_fault_is_undone_by_an_error_too():
-    whole = ppo.compute_gae
-    with pytest.raises(KeyError), sabotage("bootstrap-at-liquidation"):
-        raise KeyError
-    assert ppo.compute_gae is whole
-    with sabotage(None):
-        assert ppo.compute_gae is whole
-
-
-class Quiet:
-    """A display that shows nothing."""
-
-    def stage(self, text: str) -> None: ...
-
-    def show(self, metrics: dict) -> None: ...
+def test_no_fault_changes_nothing():
+    ppo, envs = make_ppo(Config()), object()
+    assert plant(None, ppo, envs) == (ppo, envs)
 
 
 @pytest.mark.parametrize("fault", [None, "advantage-sign"])
-def test_a_short_run_learns_unless_it_is_broken(fault, monkeypatch):
+def test_a_short_run_learns_unless_it_is_broken(fault):
     """The gifts of `ruin`, by a small network on a short market: the whole rung, with fewer steps."""
-    monkeypatch.setattr("train.ladder_rungs.trap_pair", lambda seed: trap_pair(seed, bars=673 + 64 * 50))
-    rung = BY_NAME["ruin"]
-    config = dataclasses.replace(rung.config, num_envs=512, num_steps=16, total_steps=200_000, hidden=(16,))
+    config = dataclasses.replace(BY_NAME["ruin"].config, num_envs=512, num_steps=16, total_steps=200_000, hidden=(16,))
 
-    def train(env: PerpEnv, config: Config) -> ppo.Learner:
-        with sabotage(fault):
-            return learn(env, config, Quiet())
+    def train(env: PerpEnv, config: Config) -> Learner:
+        ppo, envs = plant(fault, make_ppo(config), VecEnv(AutoReset(env)))
+        return learn(ppo, envs, init_state(ppo, envs)).learner
 
-    figures = rung.measure(Run(config, train, {}))
+    figures = measure_ruin(Run(config, train, {}), bars=673 + 64 * 50)
     assert (figures["share_of_gifts"] > 0.8) == (fault is None), figures

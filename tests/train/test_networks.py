@@ -9,8 +9,8 @@ import pytest
 
 from perpjax import EnvParams
 from perpjax.params import EnvConfig
-from perpjax.rules.orders import CLOSE, DIRECTIONS, HOLD, MULTI_DISCRETE, decode
-from train.networks import ActorCritic, Policy
+from train.policies.heads import MultiDiscrete
+from train.policies.mlp import ActorCritic
 
 ALL = np.array(list(itertools.product(*map(range, MULTI_DISCRETE))), np.int32)
 OPENS = np.isin(np.array(DIRECTIONS)[ALL[:, 0]], (HOLD, CLOSE), invert=True)
@@ -19,10 +19,10 @@ SEEN = np.where(np.arange(5)[None] == 0, ALL, np.where(OPENS[:, None], ALL, 0))
 EFFECTIVE, FIRST, INVERSE = np.unique(SEEN, axis=0, return_index=True, return_inverse=True)
 SPLITS = np.cumsum(MULTI_DISCRETE)[:-1]
 
-log_prob = jax.jit(lambda logits, action: Policy.from_logits(logits).log_prob(action))
-entropy = jax.jit(lambda logits: Policy.from_logits(logits).entropy())
-sample = jax.jit(lambda logits, key: Policy.from_logits(logits).sample(key))
-mode = jax.jit(lambda logits: Policy.from_logits(logits).mode())
+log_prob = jax.jit(lambda logits, action: MultiDiscrete.from_logits(logits).log_prob(action))
+entropy = jax.jit(lambda logits: MultiDiscrete.from_logits(logits).entropy())
+sample = jax.jit(lambda logits, key: MultiDiscrete.from_logits(logits).sample(key))
+mode = jax.jit(lambda logits: MultiDiscrete.from_logits(logits).mode())
 
 
 def random_logits(seed: int, scale: float = 1.5, batch: tuple[int, ...] = ()) -> jax.Array:
@@ -79,12 +79,12 @@ def test_entropy_of_extremes():
     # Certain to hold: the rest may be as uniform as it likes, there is nothing left to choose.
     held = jnp.zeros(sum(MULTI_DISCRETE)).at[DIRECTIONS.index(HOLD)].set(200.0)
     assert float(entropy(held)) == pytest.approx(0, abs=1e-6)
-    assert bool(jnp.isfinite(jax.grad(lambda x: Policy.from_logits(x).entropy())(held)).all())
+    assert bool(jnp.isfinite(jax.grad(lambda x: MultiDiscrete.from_logits(x).entropy())(held)).all())
 
 
 def test_ignored_entries_have_no_gradient():
     """An action that holds must not move the logits of size, leverage, stop or target."""
-    gradient = jax.grad(lambda logits, action: Policy.from_logits(logits).log_prob(action))
+    gradient = jax.grad(lambda logits, action: MultiDiscrete.from_logits(logits).log_prob(action))
     logits, offset = random_logits(3), SPLITS[0]
     for name, direction in (("hold", HOLD), ("close", CLOSE)):
         grad = gradient(logits, jnp.asarray([DIRECTIONS.index(direction), 1, 2, 3, 4]))
@@ -139,10 +139,10 @@ def test_mode_is_the_most_probable_of_each_entry():
 
 def test_batches_of_any_shape():
     logits = random_logits(6, batch=(2, 3))
-    policy = Policy.from_logits(logits)
+    policy = MultiDiscrete.from_logits(logits)
     action = policy.sample(jax.random.key(0))
     assert action.shape == (2, 3, 5) and policy.log_prob(action).shape == policy.entropy().shape == (2, 3)
-    one = Policy.from_logits(logits[1, 2])
+    one = MultiDiscrete.from_logits(logits[1, 2])
     assert float(one.log_prob(action[1, 2])) == pytest.approx(float(policy.log_prob(action)[1, 2]), rel=1e-6)
 
 

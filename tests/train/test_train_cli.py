@@ -1,5 +1,6 @@
 """The command line: what a run leaves behind, how it refuses, and how it is interrupted."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -16,10 +17,12 @@ import jax
 import numpy as np
 import pytest
 
-from perpjax import AutoReset
-from train.checkpoint import CHECKPOINT, load_learner
-from train.config import Config, ParamArgs
-from train.main import main, make_env, summarise
+from perpjax import AutoReset, VecEnv
+from train.checkpoint import CHECKPOINT
+from train.metrics import summarise
+from train.ppo.__main__ import main
+from train.ppo.config import Config, ParamArgs
+from train.ppo.run import init_state, load_learner, make_env, make_ppo
 
 TINY = ("--num-envs", "16", "--num-steps", "8", "--hidden", "8", "--env.max-lots", "2", "--env.episode-length", "96")
 STEPS = ("--total-steps", str(16 * 8 * 3 + 5))
@@ -69,7 +72,7 @@ def test_config_says_what_was_run(run):
 def test_checkpoint_loads_with_the_configuration_that_was_written(run):
     saved = json.loads((run / "config.json").read_text())
     config = Config(num_envs=16, num_steps=8, total_steps=389, hidden=tuple(saved["hidden"]), dataset=saved["dataset"])
-    learner = load_learner(run, AutoReset(make_env(config, "val")), config)
+    learner = load_learner(run, make_ppo(config), make_env(config, "val"))
     assert int(learner.update) == 3
     assert float(learner.observations.count) == pytest.approx(384, rel=1e-3)
 
@@ -165,25 +168,18 @@ def test_what_the_counters_hold(good, bad, says):
 
 def test_steps_of_the_metrics_are_counted_by_the_host():
     config = Config(num_envs=2**20, num_steps=32, num_minibatches=1, total_steps=2**44)
-    line = summarise({"episodes": np.int32(0)}, config.num_updates, config)
+    line = summarise({"episodes": np.int32(0)}, config.num_updates, config.num_updates * config.steps_per_update)
     assert line["steps"] == 2**44 and json.loads(json.dumps(line)) == line
 
 
-def test_every_seed_is_its_own_run(tmp_path, monkeypatch):
+def test_every_seed_is_its_own_run():
     """Seeds that agree in their low 32 bits begin with other keys and other parameters."""
-
-    class BegunError(Exception):
-        pass
-
-    def stop(env, state, config, updates):
-        raise BegunError(jax.random.key_data(state.key), jax.tree.leaves(state.learner.params)[1])
-
-    monkeypatch.setattr("train.main.compile_training", stop)
-    begun = []
-    for i, seed in enumerate((0, 2**32, -1, 2**32 - 1)):
-        with pytest.raises(BegunError) as caught:
-            main([*TINY, *STEPS, "--dataset", SMALL_DATA, "--run-dir", str(tmp_path / str(i)), "--seed", str(seed)])
-        begun.append([x.tobytes() for x in map(np.asarray, caught.value.args)])
+    config = Config(num_envs=16, num_steps=8, total_steps=128, hidden=(8,), dataset=SMALL_DATA)
+    envs, begun = VecEnv(AutoReset(make_env(config, "train"))), []
+    for seed in (0, 2**32, -1, 2**32 - 1):
+        state = init_state(make_ppo(dataclasses.replace(config, seed=seed)), envs)
+        leaves = jax.random.key_data(state.key), jax.tree.leaves(state.learner.params)[1]
+        begun.append([x.tobytes() for x in map(np.asarray, leaves)])
     assert all(len(set(kind)) == 4 for kind in zip(*begun, strict=True))
 
 
@@ -311,6 +307,6 @@ def test_interrupt_saves_and_exits_clean(tmp_path):
     lines = read_lines(run_dir / "metrics.jsonl")
     assert [line["update"] for line in lines] == list(range(1, len(lines) + 1))
     config = Config(num_envs=16, num_steps=8, total_steps=128, hidden=(8,), dataset=SMALL_DATA)
-    learner = load_learner(run_dir, AutoReset(make_env(config, "val")), config)
+    learner = load_learner(run_dir, make_ppo(config), make_env(config, "val"))
     # The checkpoint is that of the last line.
     assert int(learner.update) == len(lines)

@@ -231,7 +231,7 @@ def test_a_wrapper_of_the_user_is_audited(crash):
 
 def test_it_says_when_there_was_nothing_to_see(crash):
     env = PerpEnv(crash, PARAMS, CONFIG)
-    found = audit_env(env, policy=lambda key, state: jnp.asarray(HOLD), cuts=[800])
+    found = audit_env(env, policy=lambda key, state, carry: (jnp.asarray(HOLD), carry), cuts=[800])
     assert found.accused == () and len(found.remarks) == 2
     assert "no lot was opened" in found.remarks[0] and "never differed" in found.remarks[1]
 

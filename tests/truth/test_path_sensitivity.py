@@ -22,11 +22,11 @@ BARS = 601
 """100 windows of 6 bars, from 1, 7, ... All markets have this size, and all plays share three programs."""
 
 
-def play(buys_once: bool, key: jax.Array, state) -> jax.Array:
+def play(buys_once: bool, key: jax.Array, state, carry) -> tuple[jax.Array, tuple]:
     """Random actions; or one order, when nothing was opened since the reset, whatever happens then."""
     bought = state.account.ledger.opened > 0
     once = jnp.where(bought, jnp.asarray(HOLD), jnp.asarray(order(1, stop=0.5, target=0.5)))
-    return jnp.where(buys_once, once, sample_action(key, CONFIG))
+    return jnp.where(buys_once, once, sample_action(key, CONFIG)), carry
 
 
 BUY_ONCE, RANDOM = (jax.tree_util.Partial(play, jnp.asarray(x)) for x in (True, False))

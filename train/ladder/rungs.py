@@ -1,14 +1,14 @@
-"""The rungs: what each trains on, what it measures, and what must hold.
+"""The rungs: their training data, their figures and their bounds.
 
-Why these bounds:
-- martingale: who stays out earns 0, and costs make any trading lose; 0.1 % a week is about a hundredth of what a random
-  policy loses.
-- signal: the causal policy is a strong one, for it is fitted on the latent drift of the training market. Its share of
-  what the drift itself would earn says that the market is neither hopeless nor given away.
-- leak: with `max_hold` 1 no lot outlives its bar, so the best possible is known (`best_of_single_bars`).
-- costs: a fall of at least a tenth, by a policy that still earns.
-- ruin: a trap pays in the mean, but ends the gifts (`ladder_markets.trap_market`). Who counts nothing after ruin stays
-  out; who bootstraps there walks in, and half of the windows end in ruin.
+Reasons for the bounds:
+- martingale: staying out earns 0, and costs make any trading lose. The bound of 0.1 % a week is about a hundredth of
+  the loss of a random policy.
+- signal: the causal policy is strong, because it is fitted on the latent drift of the training market. Its share of
+  the oracle's return shows that the market is neither hopeless nor trivial.
+- leak: with `max_hold` 1 no lot outlives its bar, so the best possible return is known (`best_of_single_bars`).
+- costs: turnover falls by at least a tenth, and the policy still earns.
+- ruin: a trap pays in the mean, but ends the gifts (`markets.trap_market`). A trainer that counts no reward after ruin
+  stays out. A trainer that bootstraps at ruin walks in, and half of its windows end in ruin.
 """
 
 import dataclasses
@@ -24,12 +24,14 @@ from perpjax import EnvConfig, PerpEnv
 from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.data.synthetic import SignalParameters
-from train.config import Config, ParamArgs
-from train.evaluate import Result, evaluate, random
-from train.ladder_markets import Pair, leaking_features, synthetic_pair, trap_pair
-from train.main import greedy, wrap_market
-from train.ppo import Learner
-from train.references import Ridge, best_of_single_bars, choose_thresholds, follow
+from perpjax.data.synthetic_noise import YEAR_BARS
+from train.evaluate import Result, evaluate, greedy, random
+from train.ladder.markets import Pair, leaking_features, synthetic_pair, trap_pair
+from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
+from train.policies import single_carry
+from train.ppo.config import Config, ParamArgs
+from train.ppo.run import make_ppo, wrap_market
+from train.state import Learner
 
 KEY = 1_000_003
 """Seeds the random policy; the windows themselves are fixed."""
@@ -44,7 +46,7 @@ class Run(NamedTuple):
     config: Config
     learn: Learn
     earlier: Figures
-    """Figures of the rung this one is compared with, of the same seed."""
+    """Figures of the rung to compare with, same seed."""
 
 
 class Check(NamedTuple):
@@ -66,7 +68,7 @@ class Rung:
     measure: Callable[[Run], Figures]
     checks: tuple[Check, ...]
     after: str | None = None
-    """The rung it is compared with."""
+    """Name of the rung to compare with, which runs before."""
 
 
 class Verdict(NamedTuple):
@@ -78,12 +80,12 @@ class Verdict(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return float(np.mean(self.values))
 
     @property
     def seeds_passed(self) -> int:
-        """How many seeds lie in the range by themselves."""
+        """Number of seeds within the range."""
         return sum(self.check.low <= x <= self.check.high for x in self.values)
 
     @property
@@ -93,12 +95,12 @@ class Verdict(NamedTuple):
 
 
 def judge(rung: Rung, figures: list[Figures]) -> list[Verdict]:
-    """The verdicts on the figures of every seed."""
+    """Judge each check of a rung on the figures of every seed."""
     return [Verdict(rung.name, check, tuple(f[check.figure] for f in figures)) for check in rung.checks]
 
 
 def measure_martingale(run: Run) -> Figures:
-    """Turnover of the greedy policy against that of the random one."""
+    """Compare the turnover of the greedy policy with that of the random one."""
     pair = synthetic_pair("martingale", run.config.seed)
     env, result = _train_and_play(run, pair)
     chance = evaluate(env, random(env), jax.random.key(KEY))
@@ -107,7 +109,7 @@ def measure_martingale(run: Run) -> Figures:
 
 
 def measure_signal(run: Run) -> Figures:
-    """The greedy policy, thresholds on an estimate of the drift, and thresholds on the drift itself."""
+    """Compare the greedy policy with thresholds on an estimate of the drift, and on the drift itself."""
     pair = synthetic_pair("signal", run.config.seed)
     env, result = _train_and_play(run, pair)
     train_env = wrap_market(pair.train, run.config)
@@ -127,7 +129,7 @@ def measure_signal(run: Run) -> Figures:
 
 
 def measure_leak(run: Run) -> Figures:
-    """The greedy policy against the best that knows the bar's return; what the audit says of the features."""
+    """Compare the greedy policy with the best policy that knows the bar's return; audit the features."""
     pair = synthetic_pair("martingale", run.config.seed, leaking_features)
     env, result = _train_and_play(run, pair)
     leaked = np.asarray(pair.unseen.features[:, -1], np.float64)
@@ -142,21 +144,25 @@ def measure_leak(run: Run) -> Figures:
 
 @functools.cache
 def _accused_columns() -> set[str]:
-    """By the audit of the leaking features; once is enough for all seeds."""
+    """Names of the columns that the audit accuses; run once for all seeds."""
     tables = synthetic_tables("martingale")
     return set(audit_features(leaking_features, tables.candles, tables.funding).accused)
 
 
 def measure_costs(run: Run) -> Figures:
-    """Turnover with doubled costs against that of the same seed on `signal`."""
+    """Compare the turnover at doubled costs with that of the same seed on `signal`."""
     _, result = _train_and_play(run, synthetic_pair("signal", run.config.seed))
     figures = _describe(result, run.config)
     return figures | {"share_of_turnover": _share(figures["turnover"], run.earlier["turnover"])}
 
 
-def measure_ruin(run: Run) -> Figures:
-    """How many windows end in ruin, and how much of what the gifts alone pay is earned."""
-    pair = trap_pair(run.config.seed)
+def measure_ruin(run: Run, bars: int = YEAR_BARS) -> Figures:
+    """Measure the share of windows that end in ruin, and the return as a share of that of the gifts alone.
+
+    Args:
+      bars: of each market.
+    """
+    pair = trap_pair(run.config.seed, bars)
     env, result = _train_and_play(run, pair)
     gifts = np.asarray(pair.unseen.features[:, 0])
     safe = evaluate(env, follow(gifts, 0.5, 0.5), jax.random.key(KEY))
@@ -166,14 +172,14 @@ def measure_ruin(run: Run) -> Figures:
 
 
 def _train_and_play(run: Run, pair: Pair) -> tuple[PerpEnv, Result]:
-    """Learn on one market; the windows of the greedy policy on the other."""
+    """Learn on one market; return the other one and the greedy policy's windows on it."""
     learner = run.learn(wrap_market(pair.train, run.config), run.config)
-    env = wrap_market(pair.unseen, run.config)
-    return env, evaluate(env, greedy(learner, run.config), jax.random.key(KEY))
+    env, policy = wrap_market(pair.unseen, run.config), make_ppo(run.config).policy
+    return env, evaluate(env, greedy(learner, policy), jax.random.key(KEY), carry=single_carry(policy))
 
 
 def _share(part: float, whole: float) -> float:
-    """Of a whole that is nothing there is none."""
+    """`part / whole`, and 0 where the whole is 0."""
     return part / whole if whole else 0.0
 
 
@@ -182,7 +188,7 @@ def _log_return(result: Result) -> float:
 
 
 def _describe(result: Result, config: Config) -> Figures:
-    """Means of a window: log return, notional traded as a multiple of initial equity, lots opened."""
+    """Means over windows: log return, traded notional as a multiple of initial equity, lots opened."""
     turnover = result.fees.mean() / config.params.taker_fee
     return {"log_return": _log_return(result), "turnover": float(turnover), "trades": float(result.trades.mean())}
 
@@ -201,11 +207,11 @@ STEPS = 6_000_000
 
 @functools.cache
 def all_rungs() -> tuple[Rung, ...]:
-    """In the order in which they are climbed. (A function: a `Config` checks itself on the device.)"""
+    """Return all rungs, in order. (A function, because a `Config` checks its numbers on the device.)"""
     return (
         Rung(
             "martingale",
-            "where nothing can be known, does it stay out?",
+            "where prices are unpredictable, does it stay out?",
             Config(total_steps=STEPS),
             measure_martingale,
             (
@@ -215,19 +221,19 @@ def all_rungs() -> tuple[Rung, ...]:
         ),
         Rung(
             "signal",
-            "does it find what the features say of the drift?",
+            "does it find the drift in the features?",
             Config(total_steps=STEPS),
             measure_signal,
             (
                 Check("share_of_causal", "return, of the best causal policy's", low=0.8),
-                Check("causal_of_oracle", "best causal, of who knows the drift", low=0.6, high=0.85),
+                Check("causal_of_oracle", "best causal, of the oracle's return", low=0.6, high=0.85),
             ),
         ),
         Rung(
             "leak",
             "does it find a feature from the future, and does the audit?",
-            # No lot outlives its bar, so nothing later counts: gamma 0. What is best is a sharp function of the leak
-            # and of volatility: many small minibatches, and no noise on the features.
+            # No lot outlives its bar, so later rewards do not count: gamma 0. The best order is a sharp function of the
+            # leak and of volatility: many small minibatches, and no noise on the features.
             Config(total_steps=STEPS, gamma=0.0, obs_noise=0.0, num_minibatches=64, params=_SINGLE),
             measure_leak,
             (
@@ -248,7 +254,7 @@ def all_rungs() -> tuple[Rung, ...]:
         ),
         Rung(
             "ruin",
-            "does it see that nothing comes after ruin?",
+            "does it see that no reward comes after ruin?",
             # Returns of traps are noisy: short sums of them, and many small updates.
             Config(
                 total_steps=3_000_000,

@@ -1,4 +1,4 @@
-"""What a trained policy is measured against: thresholds on an estimate, and the best that one bar allows."""
+"""Reference policies: thresholds on an estimate, and the best order of each single bar."""
 
 import itertools
 
@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from perpjax import PerpEnv, State
-from perpjax.orders import CLOSE, DIRECTIONS, HOLD, LONG, MULTI_DISCRETE, SHORT
-from train.evaluate import Act, evaluate, window_starts
+from perpjax.rollout import Act, Carry, window_starts
+from perpjax.rules.orders import CLOSE, DIRECTIONS, HOLD, LONG, MULTI_DISCRETE, SHORT
+from train.evaluate import evaluate
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Candidates for `enter` and `leave`, in units of the drift."""
@@ -18,7 +19,7 @@ RIDGE = 1e-3
 SIZE, LEVERAGE, STOP, TARGET = 3, 4, 3, 4
 """Indices of a full position: size 1, the highest leverage, stop 3 ATR, target 6 ATR."""
 CELLS = (64, 8)
-"""Groups of bars, by what is known of the move in ATRs and by the ATR as a fraction of price."""
+"""Groups of bars in `best_of_single_bars`."""
 
 
 class Ridge:
@@ -32,7 +33,7 @@ class Ridge:
         self.weights = np.linalg.solve(x.T @ x + penalty, x.T @ (target - self.offset))
 
     def predict(self, features: Float[np.ndarray, "rows F"]) -> Float[np.ndarray, "rows"]:
-        """The estimate for every row; a feature that is not yet there counts as 0 before it is standardised."""
+        """Return the estimate for every row. A missing feature counts as 0 before it is standardised."""
         return self._standardise(np.nan_to_num(features)) @ self.weights + self.offset
 
     def _standardise(self, features: np.ndarray) -> np.ndarray:
@@ -40,26 +41,31 @@ class Ridge:
 
 
 def follow(estimate: Float[np.ndarray, "rows"], enter: float, leave: float) -> Act:
-    """At most one full position: enter where the estimate is beyond `enter`, close where it is under `leave`.
+    """Return a policy that holds at most one full position.
+
+    It enters where the estimate is beyond `enter`. It closes where the estimate times the side held is under `leave`.
 
     Args:
-      estimate: of the return of bar t, row t; times the side held it is compared with `leave`.
+      estimate: of the return of bar t, in row t.
+      enter, leave: thresholds, in units of the estimate.
     """
     return jax.tree_util.Partial(_follow, *(jnp.asarray(x, jnp.float32) for x in (estimate, enter, leave)))
 
 
-def _follow(estimate: Array, enter: Array, leave: Array, key: Array, state: State) -> Int[Array, "5"]:
+def _follow(
+    estimate: Array, enter: Array, leave: Array, key: Array, state: State, carry: Carry
+) -> tuple[Int[Array, "5"], Carry]:
     value, side = estimate[state.t], state.account.lots.side.sum()
     opens = jnp.where(value > enter, LONG, jnp.where(value < -enter, SHORT, HOLD))
     closes = jnp.where(value * side < leave, CLOSE, HOLD)
     direction = jnp.argmax(jnp.asarray(DIRECTIONS) == jnp.where(side == 0, opens, closes))
-    return jnp.stack([direction, SIZE, LEVERAGE, STOP, TARGET]).astype(jnp.int32)
+    return jnp.stack([direction, SIZE, LEVERAGE, STOP, TARGET]).astype(jnp.int32), carry
 
 
 def choose_thresholds(
     env: PerpEnv, estimate: np.ndarray, unit: float, starts: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """`enter` and `leave`, among `THRESHOLDS` times `unit`, with the best mean log return over the windows."""
+    """Choose `enter` and `leave` from `THRESHOLDS` times `unit`: the pair with the best mean log return."""
     starts = window_starts(env) if starts is None else starts
     pairs = [(unit * enter, unit * leave) for enter in THRESHOLDS for leave in THRESHOLDS if leave <= enter]
 
@@ -69,12 +75,16 @@ def choose_thresholds(
     return max(pairs, key=earns)
 
 
-def best_of_single_bars(env: PerpEnv, known: Float[np.ndarray, "rows"]) -> float:
-    """Mean log return of a bar of the best policy that knows one number of the bar about to begin, and its ATR.
+def best_of_single_bars(env: PerpEnv, known: Float[np.ndarray, "rows"], cells: tuple[int, int] = CELLS) -> float:
+    """Return the mean log return a bar of the best policy that knows one number of the next bar, and its ATR.
 
-    Only for `max_hold` 1: then no lot outlives its bar, and the best policy is the best order of each bar. Bars are
-    grouped by what is known; in each group the order that earned most *in these very bars* counts (holding is one), so
-    the figure is a little above what such a policy can earn on bars it has not seen.
+    With `max_hold` 1 no lot outlives its bar, so the best policy is the best order of each bar. Bars are grouped by the
+    known number and the ATR. In each group the order with the highest return in these same bars counts; holding is an
+    order too. The figure is therefore slightly above the return of such a policy on held-out bars.
+
+    Args:
+      known: of each bar, such as its return.
+      cells: groups of bars by `known` in ATRs, and by ATR as a fraction of price.
 
     Raises:
       ValueError: `max_hold` is not 1.
@@ -88,8 +98,8 @@ def best_of_single_bars(env: PerpEnv, known: Float[np.ndarray, "rows"]) -> float
     orders = np.array([(side, SIZE, LEVERAGE, *level) for side in sides for level in itertools.product(*levels)])
     earned = np.asarray(_earn(env, jnp.asarray(bars), jnp.asarray(orders, jnp.int32)), np.float64)
     atr = np.asarray(env.market.atr, np.float64)[bars] / np.asarray(env.market.candles, np.float64)[bars, -1]
-    move, level = (_rank(x, n) for x, n in zip((known[bars] / atr, atr), CELLS, strict=True))
-    sums = [np.bincount(move * CELLS[1] + level, weights=x) for x in earned.T]
+    move, level = (_rank(x, n) for x, n in zip((known[bars] / atr, atr), cells, strict=True))
+    sums = [np.bincount(move * cells[1] + level, weights=x) for x in earned.T]
     return float(np.max(sums, axis=0).clip(min=0).sum() / len(bars))
 
 

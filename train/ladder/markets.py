@@ -19,24 +19,24 @@ UNSEEN = 1_000
 """The market that judges seed i has seed UNSEEN + i."""
 
 GIFT, TRAP, CRASH = 0.01, 0.18, -0.35
-"""Returns of a long's bar: of a gift, always; of a trap that lets go, and of one that does not."""
+"""Return of a long in one bar: in a gift, in a trap without a crash, in a trap with one."""
 GIFTS, TRAPS, CRASHES = 1 / 2, 1 / 8, 1 / 4
 """Probability of a gift and of a trap in a bar, and of a crash in a trap."""
 
 
 class Pair(NamedTuple):
-    """A market to learn on and one to be judged on, of one kind; features scaled as those of the first."""
+    """A training market and a held-out one of the same kind, with the scaler of the first."""
 
     train: Market
     unseen: Market
     drift: tuple[Float[np.ndarray, "bars"], Float[np.ndarray, "bars"]]
-    """Expected return of each bar of both, which no policy sees."""
+    """Expected return of each bar of both markets; no policy sees it."""
 
 
 def synthetic_pair(
     name: str, seed: int, features: str | FeatureFunction = "core", bars: int = YEAR_BARS, **parameters: float
 ) -> Pair:
-    """Two synthetic markets that differ in their seed, every bar after the warm-up to be traded."""
+    """Make two synthetic markets that differ in their seed; all bars after the warm-up can be traded."""
     tables = [synthetic_tables(name, seed=s, bars=bars, **parameters) for s in (seed, UNSEEN + seed)]
     train, unseen = (build_market(t.candles, t.mark, t.funding, t.instrument, features) for t in tables)
     scaler = fit_scaler(train, range(int(train.segments.first[0]), train.num_bars))
@@ -45,23 +45,23 @@ def synthetic_pair(
 
 
 def leaking_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
-    """The core features, and `next_return`: the log return of bar t itself, open to close. Cheating, on purpose."""
+    """Compute the core features and a leak: `next_return`, the log return of bar t itself, open to close."""
     following = np.log(bars["close"].to_numpy() / bars["open"].to_numpy())
     return core_features(bars, funding).append_column("next_return", pa.array(following))
 
 
 def trap_pair(seed: int, bars: int = YEAR_BARS) -> Pair:
-    """Two markets of `trap_market`."""
+    """Make two markets of `trap_market`."""
     rngs = [np.random.default_rng([s, 1]) for s in (seed, UNSEEN + seed)]
     return Pair(*(trap_market(rng, bars) for rng in rngs), drift=(np.zeros(bars), np.zeros(bars)))
 
 
 def trap_market(rng: np.random.Generator, bars: int) -> Market:
-    """Each bar is a gift, a trap or nothing, and the only features, `gift` and `trap`, say which: 1 or 0.
+    """Make a market in which each bar is a gift, a trap or neither; the features `gift` and `trap` are 1 or 0.
 
-    Every bar opens at one price and jumps after its first candle, where no stop can help. A long in a trap expects
-    (1 - CRASHES) log(1 + TRAP) + CRASHES log(1 + CRASH) > 0; but a crash may end the episode, and the gifts with it.
-    Only whole positions are accepted (the minimum notional sees to it), and levels lie too far away to matter.
+    Every bar opens at one price and jumps after its first candle, so a stop cannot help. A long in a trap expects
+    (1 - CRASHES) log(1 + TRAP) + CRASHES log(1 + CRASH) > 0. But a crash may end the episode, and the gifts with it.
+    The minimum notional admits only whole positions, and stops and targets lie too far away to matter.
     """
     draw = rng.random(bars)
     gift, trap = draw < GIFTS, (draw >= GIFTS) & (draw < GIFTS + TRAPS)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.ladder_rungs import Verdict
+from train.ladder.rungs import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

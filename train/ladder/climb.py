@@ -1,9 +1,4 @@
-"""The learnability ladder: does a trainer find what is there, and leave alone what is not?
-
-python -m train.ladder
-python -m train.ladder --rungs leak ruin --seeds 2
-python -m train.ladder --broken all
-"""
+"""Run the rungs of the ladder, judge them, write and print the verdicts."""
 
 import dataclasses
 import importlib.util
@@ -13,25 +8,25 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 import perpjax
-from perpjax import PerpEnv
+from perpjax import AutoReset, PerpEnv, VecEnv
 from train.checkpoint import write_json
-from train.config import Config
-from train.display import Display
-from train.ladder_markets import UNSEEN
-from train.ladder_rungs import Figures, Run, Rung, Verdict, all_rungs, judge
-from train.main import learn
-from train.plotting import draw_verdicts
-from train.ppo import Learner
-from train.sabotage import Fault, sabotage
+from train.hooks.display import Display
+from train.ladder.faults import Fault, plant
+from train.ladder.markets import UNSEEN
+from train.ladder.plotting import draw_verdicts
+from train.ladder.rungs import Figures, Run, Rung, Verdict, all_rungs, judge
+from train.ppo.config import Config
+from train.ppo.run import init_state, learn, make_ppo
+from train.state import Learner
 
 RungName = Literal["martingale", "signal", "leak", "costs", "ruin"]
 CAUGHT_BY: dict[Fault, tuple[RungName, ...]] = {
@@ -39,32 +34,32 @@ CAUGHT_BY: dict[Fault, tuple[RungName, ...]] = {
     "stale-observations": ("leak",),
     "bootstrap-at-liquidation": ("ruin",),
 }
-"""The rungs that notice a fault, as far as they need to be run to show it."""
+"""Rungs that catch each fault."""
 RESULTS = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Train on five small worlds whose right answer is known, and say whether it was found.
+    """Train on five small worlds with a known answer, and check that the trainer finds it.
 
-    martingale: nothing can be known; stay out. signal: 80 % of the best causal policy. leak: a feature from the future;
-    90 % of the best possible, and the audit accuses it. costs: fees and slippage doubled; trade less. ruin: nothing
-    comes after it. Seed i trains on market i and is judged, acting greedily, on a market it has never seen. Prints a
-    table and writes results.json and ladder.png; exit status 1 if a rung fails.
+    martingale: prices are unpredictable; stay out. signal: earn 80 % of the best causal policy. leak: a feature shows
+    the future; earn 90 % of the best possible, and the audit accuses the feature. costs: fees and slippage are doubled;
+    trade less. ruin: an episode ends early; avoid it. Seed i trains on market i. Its greedy policy is judged on a
+    market that it has never seen. Prints a table and writes results.json and ladder.png; exit status 1 if a rung fails.
 
-    To see that a rung would notice: --broken all trains three faulty trainers on the rungs that catch them.
+    --broken all plants three faults in the trainer, one at a time, and shows that the rungs notice them.
     """
 
     rungs: tuple[RungName, ...] = ()
-    """Which; default all of them, with --broken those that catch the fault. `costs` brings `signal` along."""
+    """Rungs to run. Default: all; with --broken those that catch the fault. `costs` needs `signal` and runs it too."""
     seeds: int = 5
-    """Seeds 0 .. n - 1 of every rung."""
+    """Number of seeds of every rung: 0 .. n - 1."""
     total_steps: int | None = None
-    """Environment steps of a run, instead of each rung's own (6 million; `ruin` 3 million)."""
+    """Environment steps of a run. Default: each rung's own (6 million; `ruin` 3 million)."""
     broken: Fault | Literal["all"] | None = None
-    """Break the trainer on purpose, in this way or in each; exit status 1 if no rung notices."""
+    """Fault to plant in the trainer; exit status 1 if its rungs do not notice."""
     out: pathlib.Path | None = None
-    """Where results go; default runs/ladder-<time>. Finished runs that are already there are not repeated."""
+    """Folder of the results; default runs/ladder-<time>. Finished runs in it are not repeated."""
 
     def __post_init__(self):
         if self.seeds < 1:
@@ -73,20 +68,17 @@ class Settings:
             raise ValueError(f"seeds is {self.seeds}; it must be at most {UNSEEN}: market {UNSEEN} judges seed 0")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Parse the arguments and climb; a wrong value is one line and exit status 2."""
-    try:
-        as_it_should_be = climb(tyro.cli(Settings, args=args, prog="python -m train.ladder"))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    raise SystemExit(0 if as_it_should_be else 1)
+def climb(settings: Settings, ladder: Sequence[Rung] | None = None) -> bool:
+    """Run, judge, write and print.
 
+    Args:
+      ladder: the rungs from which `settings` chooses; `all_rungs()` by default.
 
-def climb(settings: Settings) -> bool:
-    """Run, judge, write and print; whether all rungs hold, or, of a broken trainer, whether it is caught."""
+    Returns:
+      Whether all rungs hold. With a planted fault: whether each faulty trainer fails one of its rungs.
+    """
     faults = get_args(Fault) if settings.broken == "all" else (settings.broken,)
-    plan = {fault: choose_rungs(settings, fault) for fault in faults}
+    plan = {fault: choose_rungs(settings, fault, ladder) for fault in faults}
     out = settings.out or pathlib.Path("runs") / f"ladder-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = read_runs(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -111,20 +103,21 @@ def climb(settings: Settings) -> bool:
     return all(all(v.passed for v in of) == (name == "whole") for name, of in verdicts.items())
 
 
-def choose_rungs(settings: Settings, fault: Fault | None) -> list[Rung]:
-    """In the order in which they are climbed, those that others are compared with included."""
+def choose_rungs(settings: Settings, fault: Fault | None, ladder: Sequence[Rung] | None = None) -> list[Rung]:
+    """Return the rungs to climb, in order, with those that the chosen ones are compared with."""
+    ladder = all_rungs() if ladder is None else ladder
     names = set(settings.rungs or (CAUGHT_BY[fault] if fault else get_args(RungName)))
-    names |= {rung.after for rung in all_rungs() if rung.name in names}
+    names |= {rung.after for rung in ladder if rung.name in names}
     steps = {} if settings.total_steps is None else {"total_steps": settings.total_steps}
     return [
         dataclasses.replace(rung, config=dataclasses.replace(rung.config, **steps))
-        for rung in all_rungs()
+        for rung in ladder
         if rung.name in names
     ]
 
 
 def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -> None:
-    """Train and measure one seed of a rung, unless `runs` has it with the same settings."""
+    """Train and measure one seed of a rung, unless `runs` already holds it with the same settings."""
     config = dataclasses.replace(rung.config, seed=seed)
     key, described = _key(fault, rung.name, seed), json.loads(json.dumps(config.to_json()))
     if runs.get(key, {}).get("config") == described:
@@ -132,8 +125,10 @@ def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -
     earlier: Figures = runs[_key(fault, rung.after, seed)]["figures"] if rung.after else {}
 
     def train(env: PerpEnv, config: Config) -> Learner:
-        with sabotage(fault), Display(config.num_updates * config.num_envs * config.num_steps) as display:
-            return learn(env, config, display)
+        ppo, envs = plant(fault, make_ppo(config), VecEnv(AutoReset(env)))
+        with Display(config.num_updates * config.steps_per_update) as display:
+            display.stage("compiling")
+            return learn(ppo, envs, init_state(ppo, envs), (display,)).learner
 
     began = time.monotonic()
     figures = rung.measure(Run(config, train, earlier))
@@ -141,10 +136,10 @@ def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -
 
 
 def read_runs(out: pathlib.Path) -> dict[str, Any]:
-    """The finished runs of an output folder, by name.
+    """Return the finished runs of an output folder, by name.
 
     Raises:
-      ValueError: there is a file that this program did not write.
+      ValueError: the results file was not written by this program.
     """
     path = out / RESULTS
     if not path.exists():
@@ -156,7 +151,7 @@ def read_runs(out: pathlib.Path) -> dict[str, Any]:
 
 
 def print_verdicts(verdicts: dict[str, list[Verdict]]) -> None:
-    """A table for each trainer, a line for each check."""
+    """Print a table for each trainer, with a line for each check."""
     console = Console(file=sys.stdout)
     for trainer, of in verdicts.items():
         title = f"{trainer} trainer, greedy on unseen markets, {len(of[0].values)} seeds"
@@ -171,7 +166,7 @@ def print_verdicts(verdicts: dict[str, list[Verdict]]) -> None:
 
 
 def describe_range(v: Verdict) -> str:
-    """Such as "0.60 .. 0.85", or ">= 0.90"."""
+    """Format the range of a check, such as "0.60 .. 0.85" or ">= 0.90"."""
     low, high = v.check.low, v.check.high
     if math.isfinite(low) and math.isfinite(high):
         return f"{low:g} .. {high:g}"
@@ -191,7 +186,3 @@ def _to_json(runs: dict[str, Any], verdicts: dict[str, list[Verdict]]) -> dict[s
         for v in of
     ]
     return {"versions": versions, "device": jax.devices()[0].platform, "verdicts": judged, "runs": runs}
-
-
-if __name__ == "__main__":
-    main()

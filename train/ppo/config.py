@@ -1,4 +1,4 @@
-"""Everything a training run can be told, and the arithmetic that must hold before it starts."""
+"""Settings of a training run, and the checks on them."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from perpjax._seed import check_seed
 from perpjax.params import RANGES
 
 ROWS_PER_MINIBATCH = 8192
-"""Rows of a minibatch when their number is left to us: about what stays in cache."""
+"""Rows of a minibatch by default; about as many stay in cache."""
 COUNT = 2**31 - 1
 """The largest count on the device, an int32."""
 WIDTH = 2**14
@@ -52,34 +52,34 @@ class Settings:
     total_steps: int = 15_000_000
     """Environment steps, over all environments; rounded down to whole updates."""
     seed: int = 0
-    """Of everything random, 64 bits: equal seeds give equal runs on one machine, different seeds different ones."""
+    """Seed of all random numbers, 64 bits. Equal seeds give equal runs on one machine."""
     run_dir: pathlib.Path | None = None
-    """Where results go; default runs/<dataset>-seed<seed>-<time>."""
+    """Folder of the results; default runs/<dataset>-seed<seed>-<time>."""
 
     num_steps: int = 32
     """Steps of every environment between two updates."""
     epochs: int = 3
     """Passes over the collected steps in an update."""
     num_minibatches: int | None = None
-    """Minibatches of an update, blocks of environments; must divide num_envs. Default: of about 8192 rows."""
+    """Minibatches of an update, as blocks of environments; must divide num_envs. Default: about 8192 rows each."""
     learning_rate: float = 1e-3
-    """Falls linearly to zero."""
+    """Step size of Adam at the start; it falls linearly to zero."""
     gamma: float = 0.99
     """Discount of a 15-minute step."""
     gae_lambda: float = 0.95
-    """Bias against variance of the advantages."""
+    """Trade-off of bias (0) against variance (1) in the advantages."""
     clip: float = 0.2
-    """Of the probability ratio, and of the value's change."""
+    """Clip range of the probability ratio and of the change in value."""
     entropy_coef: float = 0.003
     """Weight of the entropy bonus."""
     value_coef: float = 0.5
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
-    """Gradients are scaled down to this norm."""
+    """Norm above which gradients are scaled down."""
     weight_decay: float = 1.0
-    """Of the kernels, decoupled from the gradient; against learning by heart."""
+    """Decoupled weight decay of the kernels, against overfitting."""
     obs_noise: float = 0.6
-    """Standard deviation of the noise on the (standardised) market features in training; against learning by heart."""
+    """Standard deviation of the noise on standardised market features in training, against overfitting."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of each trunk."""
 
@@ -88,15 +88,15 @@ class Settings:
     params: ParamArgs = dataclasses.field(default_factory=ParamArgs)
     """Numbers of the environment."""
     updates_per_chunk: int | None = None
-    """Updates between two looks of the host; must divide their number. Default: at most 4."""
+    """Updates between two reports to the host; must divide the number of updates. Default: at most 4."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Settings):
-    """`Settings` that hold together.
+    """`Settings` that are checked.
 
     Raises:
-      ValueError: with the numbers.
+      ValueError: a setting out of range, or settings that do not fit each other; the message has the numbers.
     """
 
     def __post_init__(self):
@@ -163,6 +163,11 @@ class Config(Settings):
         return self.total_steps // (self.num_envs * self.num_steps)
 
     @property
+    def steps_per_update(self) -> int:
+        """Environment steps of an update, over all environments."""
+        return self.num_envs * self.num_steps
+
+    @property
     def minibatches(self) -> int:
         """Minibatches of an update."""
         most = max(1, self.num_envs * self.num_steps // ROWS_PER_MINIBATCH)
@@ -170,7 +175,7 @@ class Config(Settings):
 
     @property
     def chunk(self) -> int:
-        """Updates between two looks of the host."""
+        """Updates between two reports to the host."""
         return self.updates_per_chunk or _largest_divisor(self.num_updates, 4)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,12 @@
+"""Policies that the trainer can learn.
+
+To add one, write a frozen dataclass with `init`, `initial_carry` and `__call__`, as `policy.Policy` describes.
+Return a distribution from `heads`, or one of your own with `sample`, `mode`, `log_prob` and `entropy`.
+Then pass it to the trainer, `PPO(config, MyPolicy())`, or choose it in `train.ppo.run.make_ppo` for the command line.
+"""
+
+from train.policies.heads import MultiDiscrete
+from train.policies.mlp import MLP
+from train.policies.policy import Distribution, Policy, single_carry
+
+__all__ = ["MLP", "Distribution", "MultiDiscrete", "Policy", "single_carry"]
