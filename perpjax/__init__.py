@@ -1,9 +1,10 @@
 """perpjax: a reinforcement-learning environment for crypto perpetual futures, in JAX."""
 
 from perpjax.data import build_market, load_market
+from perpjax.data.markets import concatenate_markets, slice_market
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
-from perpjax.market import Market, Segments, concatenate_markets, slice_market
+from perpjax.market import Market, Segments
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rules.bar import Bar
 from perpjax.rules.orders import Order, Verdict

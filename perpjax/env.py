@@ -17,15 +17,15 @@ from perpjax.market import Market, find_segment, pick_start
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rules.bar import Bar
 from perpjax.rules.execution import fill_exit
-from perpjax.rules.exits import BarTotals, LiveThrough, open_lot, realise
+from perpjax.rules.exits import LiveThrough, open_lot, realise
 from perpjax.rules.intrabar import signed_paths
 from perpjax.rules.margin import Opening, SettleAndCheck, liquidation_ticks
 from perpjax.rules.observation import ACCOUNT_FEATURES, observe_account, observe_nothing, scale_features
 from perpjax.rules.orders import CLOSE, ActionLike, Verdict, check_action, decode
 from perpjax.rules.rewards import REWARDS, Outcome
 from perpjax.rules.risk import Exposure, Review, is_ruined, review
-from perpjax.state import Account, Money, State, account_side, add, open_account, post
-from perpjax.vec import VecEnv, env_axes, step_rows, with_layout
+from perpjax.state import EVENTS, Account, Money, State, account_side, add, open_account, post
+from perpjax.vec import VecEnv, as_one, env_axes, step_rows, with_layout
 from perpjax.xla import Target, batched_by, by_row, default_platform, in_chunks, over_lots
 from perpjax.xla.over_lots import NO_SLOT, Insert
 
@@ -114,8 +114,8 @@ class PerpEnv:
         """
         if jnp.ndim(state.t):
             raise ValueError(f"a state of {jnp.shape(state.t)} environments; step a VecEnv, or use jax.vmap")
-        new = _step_one(self, state.replace(key=None), check_action(action, self.config))
-        return new.replace(key=state.key)
+        new = _step_one(self, as_one(state.replace(key=None)), check_action(action, self.config))
+        return as_one(new.replace(key=state.key), state.account.lots.slot_axis)
 
     def step_batch(self, state: State, action: Array, target: Target) -> State:
         """`step` of one environment or of a batch. `VecEnv` calls it.
@@ -135,7 +135,7 @@ class PerpEnv:
         return new.replace(obs=self._by_row(type(self).observe, target, (0, t), (-1, view)))
 
     def trade(self, state: State, action: Array, target: Target) -> tuple[State, Float[Array, "9 ..."]]:
-        """One bar: the next state without its observation, and the observation of the account."""
+        """One bar, in the order of the contract: the next state without its observation, and that of the account."""
         params, config = self.params, self.config
         kernel = target.own_kernel
         # An episode that is over stays at its last bar, in which nothing trades any more.
@@ -157,7 +157,7 @@ class PerpEnv:
         # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
         paths = kernel(functools.partial(signed_paths, by_row=by_row(target)))(bar, order.side)
         rule = LiveThrough(bar, paths, order, tick_value, params, config.intrabar)
-        lots, totals, sums = over_lots(rule, lots, target, insert=entry, store_counts=True)
+        lots, totals, _ = over_lots(rule, lots, target, insert=entry)
         wallet = kernel(_pay)(wallet, (order.fee, totals.fees, totals.losses), (totals.realised,))
 
         # 10. Mark to market.
@@ -172,16 +172,15 @@ class PerpEnv:
             before=state.equity,
             after=equity,
             opened=order.opens,
-            liquidated=opening.liquidated + totals.liquidated,
+            liquidated=opening.events["liquidated"] + totals.events["liquidated"],
             notional=totals.quantity * bar.mark_close[-1] * tick_value,
             move=bar.atr_after / bar.close[-1],
             ruined=terminated,
         )
         reward = jnp.where(over, 0, self._by_row(type(self).reward, target, (0, outcome)))
 
-        view = kernel(functools.partial(_observe, slots=config.max_lots))(
-            totals, order.side, equity, bar, tick_value, params
-        )
+        observe = kernel(functools.partial(observe_account, slots=config.max_lots))
+        view = observe(totals, order.side, equity, bar, tick_value, params)
         amounts = {
             "fees": order.fee + totals.fees,
             "funding": opening.funding,
@@ -192,22 +191,13 @@ class PerpEnv:
             "gap_losses": totals.gap_losses,
             "forgiven": totals.forgiven,
         }
-        counts = {
-            "opened": order.opens,
-            "liquidated": outcome.liquidated,
-            **{name: getattr(totals, name) for name in ("stopped", "targets", "closed", "timed_out", "ambiguous")},
-        }
         # The observation, the flags and the ledger need not read the lots again.
-        view, equity, terminated, truncated, reward, costs, words = target.store(
-            (view, equity, terminated, truncated, reward, [amounts[name] for name in COSTS], sums.words)
+        view, equity, terminated, truncated, reward, costs, events = target.store(
+            (view, equity, terminated, truncated, reward, [amounts[name] for name in COSTS], totals.events)
         )
-        tt = sums.replace(words=words).totals
-        counts = {
-            "opened": order.opens,
-            "liquidated": opening.liquidated + tt.liquidated,
-            **{name: getattr(tt, name) for name in ("stopped", "targets", "closed", "timed_out", "ambiguous")},
-        }
         amounts |= dict(zip(COSTS, costs, strict=True))
+        counts = {name: events[name] for name in EVENTS if name != "opened"} | {"opened": order.opens}
+        counts["liquidated"] += opening.events["liquidated"]
         ledger = post(account.ledger, amounts, counts)
         codes = np.arange(len(Verdict), dtype=np.int32).reshape(-1, *[1] * over.ndim)
         refused = ledger.refused + (codes == jnp.where(over, -1, order.verdict))
@@ -243,7 +233,7 @@ class PerpEnv:
                 closes = order.direction * held_before < 0
                 order = order._replace(direction=jnp.where(closes, CLOSE, order.direction))
             equity = wallet + opening.unrealised * instrument.tick_value
-            exposure = Exposure(opening.held, config.max_lots, opening.side, wallet, equity, opening.margin)
+            exposure = Exposure(opening.events["held"], config.max_lots, opening.side, wallet, equity, opening.margin)
             return review(
                 order, exposure, bar.open[0], bar.mark_open[0], bar.is_valid(0), bar.atr, instrument, params,
                 liquidation=kernel(liquidation_ticks),
@@ -316,18 +306,6 @@ class PerpEnv:
 def _pay(wallet: Money, paid: tuple[Array, ...], received: tuple[Array, ...] = ()) -> Money:
     """One amount after the other: a sum of amounts would lose digits that the ledger keeps."""
     return add(wallet, *(-x for x in paid), *received)
-
-
-def _observe(
-    totals: BarTotals,
-    side: Float[Array, "..."],
-    equity: Float[Array, "..."],
-    bar: Bar,
-    tick_value: Float[Array, "..."],
-    params: EnvParams,
-    slots: int,
-) -> list[Float[Array, "..."]]:
-    return observe_account(totals, side, slots, equity, bar.mark_close[-1], tick_value, params)
 
 
 @batched_by(step_rows)

@@ -163,7 +163,8 @@ def post(ledger: Ledger, amounts: dict[str, Float[Array, ""]], counts: dict[str,
 
 def account_side(lots: Lots) -> Float[Array, ""]:
     """+1, -1, or 0 when flat: an account is never long and short at once."""
-    return jnp.clip(total(jnp.moveaxis(lots.side, lots.slot_axis, 0)), -1.0, 1.0)
+    axis = max(lots.slot_axis, -lots.side.ndim)  # under `jax.vmap` one environment of a VecEnv has no other
+    return jnp.clip(total(jnp.moveaxis(lots.side, axis, 0)), -1.0, 1.0)
 
 
 def unrealised(lots: Lots, mark: Float[Array, ""], tick_value: Float[Array, ""]) -> Float[Array, ""]:

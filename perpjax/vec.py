@@ -114,7 +114,7 @@ class AutoReset:
         """As the wrapped environment's `step`; never absorbed."""
         if isinstance(self.env, VecEnv):
             return _advance_batch(self.env.target(state))(self, state, to_array(action))
-        return _advance_one(self, state, to_array(action))
+        return as_one(_advance_one(self, as_one(state), to_array(action)), state.account.lots.slot_axis)
 
     def _advance(self, state: EpisodeState, action: Array, target: Target) -> EpisodeState:
         started = state.terminated | state.truncated
@@ -152,7 +152,7 @@ class AutoReset:
         else:
             env, batch = self.env.env, VecEnv.axes(old)
             # The rows are states of one environment, whatever the layout of the batch.
-            old, batch = _as_one(old), _as_one(batch)
+            old, batch = as_one(old), as_one(batch)
             axes = batch, env_axes(env), 0, 0
             fresh, value = where_rows(done, begin, old, env, state.key, number, target=target, axes=axes)
         # A fresh ledger is all zeros. The episode keeps the old one, so a select costs no more than the copy would.
@@ -160,7 +160,7 @@ class AutoReset:
         others = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), ledger.replace(refused=None))
         ledger = others.replace(refused=refused)
         fresh = fresh.replace(**kept, account=fresh.account.replace(ledger=ledger))
-        return _as_one(fresh, layout), value
+        return as_one(fresh, layout), value
 
 
 @pytree(static=("platform", "chunk_size"))
@@ -217,9 +217,9 @@ class VecEnv:
         if _steps_batches(self.env):
             return _step_batch(self.target(state))(self.env, state, actions).replace(key=key)
         layout, axes = state.account.lots.slot_axis, self.axes(state)
-        state, axes = _as_one(state), _as_one(axes)
+        state, axes = as_one(state), as_one(axes)
         step = jax.vmap(lambda env, *args: env.step(*args), (env_axes(self.env), axes, 0), axes)
-        return _as_one(step(self.env, state, actions).replace(key=key), layout)
+        return as_one(step(self.env, state, actions).replace(key=key), layout)
 
     def target(self, state: State) -> Target:
         """The program of one step of these environments.
@@ -383,7 +383,7 @@ def _check_params(env: Env, num_envs: int) -> None:
         params.check_batch(num_envs)
 
 
-def _as_one(state: T, axis: int = -1) -> T:
+def as_one(state: T, axis: int = -1) -> T:
     """The state, whose lots and ledgers say that they are those of one environment; or the contrary."""
 
     def name(part: Any) -> Any:

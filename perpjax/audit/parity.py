@@ -41,8 +41,9 @@ from perpjax.audit.agreement import (
 )
 from perpjax.audit.draws import CONFIGS, draw_actions, draw_params
 from perpjax.data.dataset import load_market
+from perpjax.data.markets import slice_market
 from perpjax.env import PerpEnv
-from perpjax.market import Market, slice_market
+from perpjax.market import Market
 from perpjax.params import EnvConfig
 from perpjax.reference import Twin, step_like
 from perpjax.state import State

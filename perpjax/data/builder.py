@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from perpjax import indicators
+from perpjax._grid import FIRST_DECISION
 from perpjax.data import grid as gr
+from perpjax.data import indicators
 from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
 from perpjax.data.scaler import Scaler, choose_scaler
-from perpjax.instrument import EXACT, KNOWN, Instrument, find_instrument
-from perpjax.market import FIRST_DECISION, Market, Origin, one_segment, pack_rows
+from perpjax.data.venues import KNOWN, find_instrument
+from perpjax.instrument import EXACT, Instrument
+from perpjax.market import Market, Origin, one_segment, pack_rows
 
 FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
 """`(bars, funding or None) -> table`: float columns, one row a bar, row t from bars <= t-1, NaN only before a warm-up.

@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from perpjax._grid import FIRST_DECISION
 from perpjax.data import synthetic
 from perpjax.data.builder import Built, Sources, build
 from perpjax.data.contract import BAR_MS, DataError
+from perpjax.data.markets import slice_market
 from perpjax.data.scaler import Scaler, attach_scaler, fit_scaler
 from perpjax.instrument import Instrument
-from perpjax.market import FIRST_DECISION, Market, slice_market
+from perpjax.market import Market
 from perpjax.params import EnvConfig
 
 SCHEMA_VERSION = 1

@@ -8,8 +8,8 @@ after the last bar has an observation too.
 import numpy as np
 import pyarrow as pa
 
-from perpjax import indicators as ind
 from perpjax._grid import BAR_MS, FIRST_DECISION
+from perpjax.data import indicators as ind
 from perpjax.data.contract import CANDLES, FUNDING, DataError, settlement_opens, validate
 from perpjax.data.grid import append_next_bar
 
@@ -52,7 +52,7 @@ _BARS_IN_8_HOURS = 32
 def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
     """Compute the core features of a series of 15-minute bars, float64, unscaled.
 
-    The formulas, with their sources, stand in `perpjax.indicators`. These points complete them:
+    The formulas, with their sources, stand in `perpjax.data.indicators`. These points complete them:
 
     - `vol_z_96` is `(volume - mean) / std` of the last bar's volume over the last 96 bars, itself included
       (population std). It is 0 where the volume is constant.

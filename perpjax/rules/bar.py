@@ -7,6 +7,18 @@ from perpjax._arrays import fold
 from perpjax._pytree import pytree
 
 
+def _candles(series: int, doc: str) -> property:
+    def get(self: "Bar") -> Float[Array, "K ..."]:
+        first = (series if self.has_mark or series < 4 else series - 4) * self.candles_per_bar
+        return self.cut(slice(first, first + self.candles_per_bar))
+
+    return property(get, doc=doc)
+
+
+def _number(place: int, doc: str) -> property:
+    return property(lambda self: self.cut(place), doc=doc)
+
+
 @pytree(static=("candles_per_bar", "has_mark", "axis"))
 class Bar:
     """The K candles of one bar, the funding settled at its open, and the ATR around it.
@@ -28,57 +40,24 @@ class Bar:
     has_mark: bool
     axis: int = -1
 
-    def _series(self, number: int) -> Float[Array, "K ..."]:
-        k = self.candles_per_bar
-        return self._cut(slice(number * k, (number + 1) * k))
-
-    def _cut(self, columns: slice | int) -> Float[Array, "..."]:
-        return self.columns[..., columns] if self.axis == -1 else self.columns[columns]
-
-    @property
-    def open(self) -> Float[Array, "K ..."]:
-        """Last price."""
-        return self._series(0)
-
-    @property
-    def high(self) -> Float[Array, "K ..."]:
-        """Last price."""
-        return self._series(1)
+    open = _candles(0, "Last price, [K, ...].")
+    high = _candles(1, "Last price, [K, ...].")
+    low = _candles(2, "Last price, [K, ...].")
+    close = _candles(3, "Last price, [K, ...].")
+    mark_open = _candles(4, "Mark price, [K, ...].")
+    mark_high = _candles(5, "Mark price, [K, ...].")
+    mark_low = _candles(6, "Mark price, [K, ...].")
+    mark_close = _candles(7, "Mark price, [K, ...].")
+    traded = _candles(8, "Above 0 where the candle exists and something traded in it, [K, ...].")
+    funding_price = _number(-4, "Mark price of the settlement, [...].")
+    mark_before = _number(-3, "Mark close of the bar before, [...]. The account is marked to it when this bar opens.")
+    atr = _number(-2, "Known at the open, [...].")
+    atr_after = _number(-1, "Known when the bar has closed, [...].")
 
     @property
-    def low(self) -> Float[Array, "K ..."]:
-        """Last price."""
-        return self._series(2)
-
-    @property
-    def close(self) -> Float[Array, "K ..."]:
-        """Last price."""
-        return self._series(3)
-
-    @property
-    def mark_open(self) -> Float[Array, "K ..."]:
-        """Mark price."""
-        return self._series(4 if self.has_mark else 0)
-
-    @property
-    def mark_high(self) -> Float[Array, "K ..."]:
-        """Mark price."""
-        return self._series(5 if self.has_mark else 1)
-
-    @property
-    def mark_low(self) -> Float[Array, "K ..."]:
-        """Mark price."""
-        return self._series(6 if self.has_mark else 2)
-
-    @property
-    def mark_close(self) -> Float[Array, "K ..."]:
-        """Mark price."""
-        return self._series(7 if self.has_mark else 3)
-
-    @property
-    def traded(self) -> Float[Array, "K ..."]:
-        """Above 0 where the candle exists and something traded in it."""
-        return self._series(8 if self.has_mark else 4)
+    def funding_rate(self) -> Float[Array, "..."]:
+        """Fraction of notional that longs pay at the open; 0 without a settlement."""
+        return jnp.where(self.halted, 0, self.cut(-5))
 
     @property
     def valid(self) -> Bool[Array, "K ..."]:
@@ -87,33 +66,12 @@ class Bar:
 
     def is_valid(self, candle: int) -> Bool[Array, "..."]:
         """`valid` of one candle."""
-        return (self._cut((8 if self.has_mark else 4) * self.candles_per_bar + candle) > 0) & ~self.halted
+        return (self.cut((8 if self.has_mark else 4) * self.candles_per_bar + candle) > 0) & ~self.halted
 
     def any_valid(self) -> Bool[Array, "..."]:
         """Whether any candle is valid."""
         return (fold(jnp.maximum, self.traded) > 0) & ~self.halted
 
-    @property
-    def funding_rate(self) -> Float[Array, "..."]:
-        """Fraction of notional that longs pay at the open; 0 without a settlement."""
-        return jnp.where(self.halted, 0, self._cut(-5))
-
-    @property
-    def funding_price(self) -> Float[Array, "..."]:
-        """Mark price of the settlement."""
-        return self._cut(-4)
-
-    @property
-    def mark_before(self) -> Float[Array, "..."]:
-        """Mark close of the bar before. The account is marked to it when this bar opens."""
-        return self._cut(-3)
-
-    @property
-    def atr(self) -> Float[Array, "..."]:
-        """Known at the open."""
-        return self._cut(-2)
-
-    @property
-    def atr_after(self) -> Float[Array, "..."]:
-        """Known when the bar has closed."""
-        return self._cut(-1)
+    def cut(self, columns: slice | int) -> Float[Array, "..."]:
+        """Some columns."""
+        return self.columns[..., columns] if self.axis == -1 else self.columns[columns]

@@ -1,6 +1,7 @@
 """A lot from its opening to its end: the candles of a bar, the fills, the money."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -74,16 +75,10 @@ class BarTotals(NamedTuple):
     gap_losses: Float[Array, "..."]
     forgiven: Float[Array, "..."]
     """These three as in `state.Ledger`."""
-    liquidated: Int[Array, "..."]
-    stopped: Int[Array, "..."]
-    targets: Int[Array, "..."]
-    closed: Int[Array, "..."]
-    timed_out: Int[Array, "..."]
-    ambiguous: Int[Array, "..."]
-    """These six are counts of lots, as in `state.Ledger`."""
-    held: Int[Array, "..."]
-    """Lots still held; the fields below are about them."""
+    events: Mapping[str, Array]
+    """Lots by the way they ended, as in `state.EVENTS`, and lots still "held": flags of one lot, counts of all."""
     margin: Float[Array, "..."]
+    """This field and the others below are about the lots still held."""
     quantity: Float[Array, "..."]
     """Steps."""
     unrealised: Float[Array, "..."]
@@ -165,13 +160,15 @@ class LiveThrough:
             slippage=worth * (side * (trigger - fill)),
             gap_losses=worth * gap,
             forgiven=forgiven,
-            liquidated=reason == ExitReason.LIQUIDATED,
-            stopped=reason == ExitReason.STOPPED,
-            targets=reason == ExitReason.TARGET,
-            closed=reason == ExitReason.CLOSED,
-            timed_out=reason == ExitReason.TIMED_OUT,
-            ambiguous=outcome.ambiguous,
-            held=outcome.kept,
+            events={
+                "liquidated": reason == ExitReason.LIQUIDATED,
+                "stopped": reason == ExitReason.STOPPED,
+                "targets": reason == ExitReason.TARGET,
+                "closed": reason == ExitReason.CLOSED,
+                "timed_out": reason == ExitReason.TIMED_OUT,
+                "ambiguous": outcome.ambiguous,
+                "held": outcome.kept,
+            },
             margin=held.margin,
             quantity=held.quantity,
             unrealised=gain(held, self.bar.mark_close[-1]),

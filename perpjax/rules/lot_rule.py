@@ -25,7 +25,7 @@ class LotRule(Protocol):
     def apply(self, lot: Lots, *facts: Any) -> tuple[Lots, NamedTuple]:
         """Return the lot afterwards, and its share of the account's totals.
 
-        Totals are added up over the lots; those named in `MAXIMA` are maximised. A boolean is counted. A free slot
-        (quantity 0) must add nothing.
+        Totals are added up over the lots; those named in `MAXIMA` are maximised. Their field `events` holds flags by
+        name, which are counted. A free slot (quantity 0) must add nothing.
         """
         ...

@@ -1,12 +1,13 @@
 """Maintenance margin, liquidation price and funding."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from perpjax._arrays import split_table
 from perpjax.instrument import Instrument
@@ -112,10 +113,8 @@ class Opening(NamedTuple):
     """Sum of the sides of the lots that are left."""
     margin: Float[Array, "..."]
     """Of the lots that are left, quote."""
-    held: Int[Array, "..."]
-    """Lots left."""
-    liquidated: Int[Array, "..."]
-    """Lots liquidated."""
+    events: Mapping[str, Array]
+    """Lots "held" (left) and "liquidated": flags of one lot, counts of all."""
 
     MAXIMA = ()
 
@@ -165,8 +164,7 @@ class SettleAndCheck:
             unrealised=jnp.where(liquidated, 0, profit),
             sides=jnp.where(liquidated, 0, lot.side),
             margin=jnp.where(liquidated, 0, margin),
-            held=(lot.quantity > 0) & ~liquidated,
-            liquidated=liquidated,
+            events={"held": (lot.quantity > 0) & ~liquidated, "liquidated": liquidated},
         )
         quantity = jnp.where(liquidated, 0, lot.quantity)
         return lot.replace(margin=margin, liquidation=liquidation, quantity=quantity), share

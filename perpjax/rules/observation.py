@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from perpjax.params import EnvParams
+from perpjax.rules.bar import Bar
 from perpjax.rules.exits import BarTotals
 from perpjax.rules.risk import available_exposure
 
@@ -22,32 +23,34 @@ def scale_features(features: Float[Array, "F"], mean: Float[Array, "F"], scale: 
 def observe_account(
     totals: BarTotals,
     side: Float[Array, "..."],
-    slots: int,
     equity: Float[Array, "..."],
-    mark: Float[Array, "..."],
+    bar: Bar,
     tick_value: Float[Array, "..."],
     params: EnvParams,
+    slots: int,
 ) -> list[Float[Array, "..."]]:
     """The account in nine numbers of order one, in the order of `ACCOUNT_FEATURES`.
 
     Args:
-      totals: of the lots held, marked to `mark`.
+      totals: of the lots held, marked to the close of the bar.
       side: of the account during the bar.
+      equity: quote, marked to the same price.
+      bar: the last closed bar.
       slots: lots the account can hold.
-      equity: quote, marked to `mark`.
-      mark: mark close of the last closed bar, ticks.
     """
+    mark = bar.mark_close[-1]
     base = jnp.maximum(equity, 1e-6 * params.initial_equity)
     max_hold = params.max_hold.astype(jnp.float32)
-    side = jnp.where(totals.held > 0, side, 0)
+    held = totals.events["held"]
+    side = jnp.where(held > 0, side, 0)
     return [
-        totals.held / slots,
+        held / slots,
         side,
         totals.margin / base,
         totals.quantity * mark * tick_value / base,
         totals.unrealised * tick_value / base,
         totals.oldest / max_hold,
-        jnp.where(totals.held > 0, jnp.maximum(params.max_hold - totals.oldest, 0) / max_hold, 0.0),
+        jnp.where(held > 0, jnp.maximum(params.max_hold - totals.oldest, 0) / max_hold, 0.0),
         jnp.where(totals.nearest_liquidation > -jnp.inf, (side * mark - totals.nearest_liquidation) / mark, 1.0),
         available_exposure(equity, totals.margin, params) / base,
     ]

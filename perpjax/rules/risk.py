@@ -40,32 +40,6 @@ class Exposure(NamedTuple):
     margin: Float[Array, "..."]
     """Sum over lots."""
 
-    @property
-    def free_margin(self) -> Float[Array, "..."]:
-        """Wallet that no lot holds as margin. Unrealised profit is never posted."""
-        return self.wallet - self.margin
-
-
-class Proposal(NamedTuple):
-    """The lot that an order would open."""
-
-    side: Float[Array, "..."]
-    entry: Float[Array, "..."]
-    """Fill price, ticks."""
-    quantity: Float[Array, "..."]
-    """Steps."""
-    leverage: Float[Array, "..."]
-    margin: Float[Array, "..."]
-    """Notional / leverage, quote."""
-    notional: Float[Array, "..."]
-    """Quote."""
-    wanted: Float[Array, "..."]
-    """Notional before any rounding and before the free margin is asked, quote."""
-    stop: Float[Array, "..."]
-    """Ticks."""
-    target: Float[Array, "..."]
-    """Ticks."""
-
 
 class Review(NamedTuple):
     """The verdict, and the lot that an accepted opening order becomes."""
@@ -144,20 +118,6 @@ def review(
       atr: known at the open, ticks.
       liquidation: `liquidation_ticks`, or the same compiled in another way.
     """
-    lot = propose(order, account, price, atr, instrument, params)
-    level = liquidation(lot.side, lot.entry, lot.quantity, lot.margin, instrument)
-    return judge(order, lot, level, account, mark, tradable, instrument, params)
-
-
-def propose(
-    order: Order,
-    account: Exposure,
-    price: Float[Array, "..."],
-    atr: Float[Array, "..."],
-    instrument: Instrument,
-    params: EnvParams,
-) -> Proposal:
-    """The lot that the order would open, sized to the grid. Arguments as in `review`."""
     available = available_exposure(account.equity, account.margin, params)
     leverage = jnp.clip(order.leverage, 1.0, params.max_leverage)
     wanted = order.size * available * leverage
@@ -166,40 +126,21 @@ def propose(
     stop_multiple = jnp.clip(order.stop_multiple, MIN_STOP, MAX_STOP)
     target_multiple = jnp.clip(order.target_multiple, MIN_TARGET, MAX_TARGET)
 
-    # The entry fee is paid from the free margin, too.
-    margin = jnp.minimum(order.size * available, account.free_margin / (1 + leverage * params.taker_fee))
+    # Unrealised profit is never posted, and the entry fee is paid from the free margin, too.
+    free_margin = account.wallet - account.margin
+    margin = jnp.minimum(order.size * available, free_margin / (1 + leverage * params.taker_fee))
     side = jnp.where(order.direction == SHORT, -1.0, 1.0)
     entry = fill_entry(side, price, atr, params)
     step_notional = entry * instrument.tick_value
     steps = margin * leverage / step_notional
     quantity = jnp.minimum(jnp.floor(steps + jnp.minimum(steps * STEP_SLACK, HALF_STEP)), instrument.max_steps)
     notional = quantity * step_notional
+    posted = notional / leverage
+    level = liquidation(side, entry, quantity, posted, instrument)
     stop_distance = jnp.maximum(slip(price, atr, params) + 1, jnp.round(stop_multiple * atr))
     target_distance = jnp.maximum(stop_distance, jnp.round(target_multiple * atr))
-    return Proposal(
-        side, entry, quantity, leverage, notional / leverage, notional, wanted,
-        entry - side * stop_distance, entry + side * target_distance,
-    )  # fmt: skip
 
-
-def judge(
-    order: Order,
-    lot: Proposal,
-    liquidation: Float[Array, "..."],
-    account: Exposure,
-    mark: Float[Array, "..."],
-    tradable: Bool[Array, "..."],
-    instrument: Instrument,
-    params: EnvParams,
-) -> Review:
-    """The verdict on an order: the first line that holds. A new reason to refuse is a new line and a `Verdict`.
-
-    Args:
-      lot: the lot that it would open.
-      liquidation: of that lot, ticks; 0 for a long that has none.
-      account, mark, tradable: as in `review`.
-    """
-    available = available_exposure(account.equity, account.margin, params)
+    # The first line that holds. A new reason to refuse an order is a line here, and a `Verdict`.
     close = order.direction == CLOSE
     verdicts = (
         (order.direction == HOLD, Verdict.HOLD),
@@ -207,18 +148,18 @@ def judge(
         (close & (account.lots == 0), Verdict.HOLD),
         (close, Verdict.ACCEPTED),
         (account.lots >= account.slots, Verdict.MAX_LOTS),
-        (account.side * lot.side < 0, Verdict.NO_HEDGE),
-        ((available <= 0) | (account.free_margin <= 0), Verdict.MAX_EXPOSURE),
-        (lot.wanted > instrument.brackets[-1, 1], Verdict.MAX_NOTIONAL),
-        ((lot.quantity < 1) | (lot.notional < instrument.min_notional), Verdict.BELOW_MINIMUM),
-        (at_liquidation(lot.side, mark, liquidation), Verdict.IMMEDIATE_LIQUIDATION),
+        (account.side * side < 0, Verdict.NO_HEDGE),
+        ((available <= 0) | (free_margin <= 0), Verdict.MAX_EXPOSURE),
+        (wanted > instrument.brackets[-1, 1], Verdict.MAX_NOTIONAL),
+        ((quantity < 1) | (notional < instrument.min_notional), Verdict.BELOW_MINIMUM),
+        (at_liquidation(side, mark, level), Verdict.IMMEDIATE_LIQUIDATION),
     )
     verdict = jnp.int32(Verdict.ACCEPTED)
     for holds, code in reversed(verdicts):
         verdict = jnp.where(holds, jnp.int32(code), verdict)
     opens = (verdict == Verdict.ACCEPTED) & ~close
-    notional = jnp.where(opens, lot.notional, 0)
+    notional = jnp.where(opens, notional, 0)
     return Review(
-        verdict, jnp.where(opens, lot.side, account.side), lot.entry, lot.quantity, lot.leverage, lot.margin, notional,
-        params.taker_fee * notional, lot.stop, lot.target, liquidation,
+        verdict, jnp.where(opens, side, account.side), entry, quantity, leverage, posted, notional,
+        params.taker_fee * notional, entry - side * stop_distance, entry + side * target_distance, level,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from perpjax._arrays import fold
 from perpjax._pytree import pytree
@@ -35,7 +35,7 @@ class Insert(NamedTuple):
 
 
 def over_lots(
-    rule: LotRule, lots: Lots, target: Target, insert: Insert | None = None, store_counts: bool = False
+    rule: LotRule, lots: Lots, target: Target, insert: Insert | None = None
 ) -> tuple[Lots, Any, Int[Array, "..."] | None]:
     """Apply a rule to every lot of every account.
 
@@ -45,79 +45,54 @@ def over_lots(
     Args:
       lots: fields of [lots, ...], slots first.
       insert: a lot that opens.
-      store_counts: whether a GPU keeps the counts in memory, for kernels that do not read the lots.
 
     Returns:
-      The lots; the account's totals, with counts in place of flags; and its lowest free slot (None with `insert`).
+      The lots; the account's totals, whose `events` are `Counts`; and its lowest free slot (None with `insert`).
     """
     others = {name: getattr(lots, name) for name in LOT_FIELDS if name not in rule.fields}
     apply = _slot_by_slot if target.slot_by_slot else _all_at_once
     axis = lots.slot_axis
-    lots, sums = apply(rule, lots.replace(**dict.fromkeys(others), slot_axis=-1), target, insert)
-    lots = lots.replace(**others, slot_axis=axis)
-    if store_counts:
-        return lots, sums.totals, sums
-    return lots, sums.totals, sums.free
+    lots, totals, free = apply(rule, lots.replace(**dict.fromkeys(others), slot_axis=-1), target, insert)
+    return lots.replace(**others, slot_axis=axis), totals, free
 
 
-@pytree(static=("form", "flags", "bits"))
-class _Sums:
-    """A rule's totals while they are added up: counts share words, so that they are added together."""
+@pytree(static=("names", "bits"))
+class Counts:
+    """How many lots are what, by name. The counts share words, so that they are added together."""
 
-    numbers: dict[str, Array]
     words: list[Int[Array, "..."]]
-    free: Int[Array, "..."] | None
-    form: Any
-    flags: tuple[str, ...]
+    names: tuple[str, ...]
     bits: int
 
     @classmethod
-    def of(cls, totals: Any, free: Array | None, slots: int) -> "_Sums":
-        """The share of one lot; at most `slots` of them are added up."""
-        numbers = totals._asdict()
-        flags = tuple(name for name, x in numbers.items() if x.dtype == bool)
-        bits, words = slots.bit_length(), []
-        for i in range(0, len(flags), 31 // bits):
-            ones = (jnp.where(numbers[name], 1 << bits * j, 0) for j, name in enumerate(flags[i : i + 31 // bits]))
+    def of(cls, flags: dict[str, Bool[Array, "..."]], slots: int) -> "Counts":
+        """The flags of one lot; at most `slots` of them are added up."""
+        names, bits, words = tuple(flags), slots.bit_length(), []
+        for i in range(0, len(names), 31 // bits):
+            ones = (jnp.where(flags[name], 1 << bits * j, 0) for j, name in enumerate(names[i : i + 31 // bits]))
             words.append(functools.reduce(jnp.add, ones))
-        numbers = {name: x for name, x in numbers.items() if name not in flags}
-        return cls(numbers, words, free, type(totals), flags, bits)
+        return cls(words, names, bits)
 
-    def start(self, free: Array) -> "_Sums":
-        """The sums over no lot, in the shapes of these."""
-
-        def lowest(name: str, x: Any) -> Array:
-            floor = -jnp.inf if name in self.form.MAXIMA and jnp.issubdtype(x.dtype, jnp.floating) else 0
-            return jnp.full(x.shape, floor, x.dtype)
-
-        return self.replace(
-            numbers={name: lowest(name, x) for name, x in self.numbers.items()},
-            words=[jnp.zeros(x.shape, x.dtype) for x in self.words],
-            free=None if self.free is None else jnp.full(self.free.shape, free),
-        )
-
-    def plus(self, other: "_Sums") -> "_Sums":
-        """Both together."""
-        return self.replace(
-            numbers={
-                name: jnp.maximum(x, other.numbers[name]) if name in self.form.MAXIMA else x + other.numbers[name]
-                for name, x in self.numbers.items()
-            },
-            words=[a + b for a, b in zip(self.words, other.words, strict=True)],
-            free=None if self.free is None else jnp.minimum(self.free, other.free),
-        )
-
-    @property
-    def totals(self) -> Any:
-        """The totals, with counts in place of flags."""
-        counts = {}
-        for i, name in enumerate(self.flags):
-            word, place = divmod(i, 31 // self.bits)
-            counts[name] = self.words[word] >> self.bits * place & (1 << self.bits) - 1
-        return self.form(**self.numbers, **counts)
+    def __getitem__(self, name: str) -> Int[Array, "..."]:
+        word, place = divmod(self.names.index(name), 31 // self.bits)
+        return self.words[word] >> self.bits * place & (1 << self.bits) - 1
 
 
-def _slot_by_slot(rule: LotRule, lots: Lots, target: Target, insert: Insert | None) -> tuple[Lots, _Sums]:
+def _add(a: Any, b: Any) -> Any:
+    """The totals of both together."""
+    added = {name: jnp.maximum(getattr(a, name), getattr(b, name)) for name in a.MAXIMA}
+    return jax.tree.map(jnp.add, a, b)._replace(**added)
+
+
+def _nothing(shapes: Any) -> Any:
+    """The totals of no lot."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    maxima = {name: getattr(zeros, name) for name in zeros.MAXIMA}
+    floats = {n: jnp.full_like(x, -jnp.inf) for n, x in maxima.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return zeros._replace(**floats)
+
+
+def _slot_by_slot(rule: LotRule, lots: Lots, target: Target, insert: Insert | None) -> tuple[Lots, Any, Array | None]:
     slots = lots.quantity.shape[0]
 
     @target.own_kernel
@@ -129,27 +104,30 @@ def _slot_by_slot(rule: LotRule, lots: Lots, target: Target, insert: Insert | No
     def count_used(lots: Lots) -> Array:
         return fold(jnp.maximum, jnp.where(lots.quantity > 0, _slot_numbers(lots) + 1, 0))
 
-    @jax.jit  # traced once, for the shapes of the sums and for the sums
-    def visit(lots: Lots, slot: Array) -> tuple[_Sums, dict[str, Array]]:
+    @jax.jit  # traced once, for the shapes of the totals and for the totals
+    def visit(lots: Lots, slot: Array) -> tuple[Any, Array, dict[str, Array]]:
         lot = read_slot(lots, slot)
-        new, share = _apply(rule, lot, _decide(rule, lot, target, lambda lot: lot), slot, slots, insert)
-        return share, {n: getattr(new, n) for n in rule.fields if insert or getattr(new, n) is not getattr(lot, n)}
+        new, totals, free = _apply(rule, lot, _decide(rule, lot, target, lambda lot: lot), slot, slots)
+        changed = [n for n in rule.fields if insert or getattr(new, n) is not getattr(lot, n)]
+        return totals, free, {n: getattr(new, n) for n in changed}
 
     def visit_next(carry: tuple) -> tuple:
-        slot, lots, sums = carry
-        share, changes = visit(lots, slot)
+        slot, lots, totals, free = carry
+        more, is_free, changes = visit(lots, slot)
         new = {n: lax.dynamic_update_index_in_dim(getattr(lots, n), x, slot, 0) for n, x in changes.items()}
-        return slot + 1, lots.replace(**new), sums.plus(share)
+        free = None if insert else jnp.minimum(free, is_free)
+        return slot + 1, lots.replace(**new), _add(totals, more), free
 
     last = jnp.max(count_used(lots))
     if insert:
         last = jnp.maximum(last, jnp.max(jnp.where(insert.slot == NO_SLOT, 0, insert.slot + 1)))
-    start = jax.eval_shape(visit, lots, jnp.int32(0))[0].start(last)
-    return lax.while_loop(lambda carry: carry[0] < last, visit_next, (jnp.int32(0), lots, start))[1:]
+    start = _nothing(jax.eval_shape(visit, lots, jnp.int32(0))[0])
+    free = None if insert else jnp.full(lots.quantity.shape[1:], last)
+    return lax.while_loop(lambda carry: carry[0] < last, visit_next, (jnp.int32(0), lots, start, free))[1:]
 
 
-def _all_at_once(rule: LotRule, lots: Lots, target: Target, insert: Insert | None) -> tuple[Lots, _Sums]:
-    """The sums are written out lot by lot: a GPU stores nothing for them."""
+def _all_at_once(rule: LotRule, lots: Lots, target: Target, insert: Insert | None) -> tuple[Lots, Any, Array | None]:
+    """The totals are written out lot by lot: a GPU stores nothing for them."""
     slots = lots.quantity.shape[0]
 
     def read(lots: Lots, slot: Any) -> Lots:
@@ -157,12 +135,13 @@ def _all_at_once(rule: LotRule, lots: Lots, target: Target, insert: Insert | Non
 
     facts = _decide(rule, lots, target, lambda lots: read(lots, _slot_numbers(lots)))
 
-    def add_up(lots: Lots, facts: tuple) -> _Sums:
-        def share(slot: int) -> _Sums:
+    def add_up(lots: Lots, facts: tuple) -> tuple[Any, Array | None]:
+        def share(slot: int) -> tuple[Any, Array]:
             lot, of_lot = jax.tree.map(lambda x: x[slot], (lots, facts))
-            return _apply(rule, read(lot, slot), of_lot, slot, slots, insert)[1]
+            return _apply(rule, read(lot, slot), of_lot, slot, slots)[1:]
 
-        return functools.reduce(_Sums.plus, map(share, range(slots)))
+        totals, free = zip(*map(share, range(slots)), strict=True)
+        return functools.reduce(_add, totals), None if insert else functools.reduce(jnp.minimum, free)
 
     leaves, tree = jax.tree.flatten(jax.eval_shape(add_up, lots, facts))
     sums = []
@@ -170,7 +149,7 @@ def _all_at_once(rule: LotRule, lots: Lots, target: Target, insert: Insert | Non
         some = target.own_kernel(lambda *args, i=i: jax.tree.leaves(add_up(*args))[i : i + RESULTS])
         sums += some(lots, facts)
     new = rule.apply(read(lots, _slot_numbers(lots)), *_as_flags(facts))[0]
-    return new, jax.tree.unflatten(tree, sums)
+    return new, *jax.tree.unflatten(tree, sums)
 
 
 def _decide(rule: LotRule, lots: Lots, target: Target, read: Callable[[Lots], Lots]) -> tuple:
@@ -191,10 +170,11 @@ def _as_flags(stored: tuple) -> tuple:
     return jax.tree.map(lambda x: x != 0 if x.dtype == jnp.int8 else x, stored)
 
 
-def _apply(rule: LotRule, lot: Lots, facts: tuple, slot: Any, slots: int, insert: Insert | None) -> tuple[Lots, _Sums]:
+def _apply(rule: LotRule, lot: Lots, facts: tuple, slot: Any, slots: int) -> tuple[Lots, Any, Array]:
+    """The lot afterwards, its share of the totals, and its slot if that is free."""
     new, totals = rule.apply(lot, *_as_flags(facts))
-    free = None if insert else jnp.where(new.quantity > 0, NO_SLOT, slot)
-    return new, _Sums.of(totals, free, slots)
+    totals = totals._replace(events=Counts.of(totals.events, slots))
+    return new, totals, jnp.where(new.quantity > 0, NO_SLOT, slot)
 
 
 def _slot_numbers(lots: Lots) -> Int[Array, "lots ..."]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from perpjax._grid import FIRST_DECISION
 from perpjax.data import DataError, fit_scaler, load_market
 from perpjax.data.build import find_features, guess_symbol, main
 from perpjax.data.builder import build
@@ -27,7 +28,6 @@ from perpjax.data.dataset import (
 )
 from perpjax.data.scaler import attach_scaler
 from perpjax.instrument import Instrument
-from perpjax.market import FIRST_DECISION
 
 T0 = 1_704_067_200_000  # 2024-01-01 00:00 UTC
 PRICES = ("open", "high", "low", "close")

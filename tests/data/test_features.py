@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perpjax import indicators as ind
+from perpjax.data import indicators as ind
 from perpjax.data.contract import BAR_MS, DataError, read_table
 from perpjax.features import (
     CORE_FEATURES,

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perpjax._grid import FIRST_DECISION
 from perpjax.data import build_market
 from perpjax.data.contract import BAR_MS, CANDLES, FUNDING, MARK, settlement_opens, validate
 from perpjax.data.synthetic import NAMES, SignalParameters, Tables, synthetic_tables
 from perpjax.data.synthetic_crash import CrashParameters
 from perpjax.env import PerpEnv
 from perpjax.instrument import EXACT
-from perpjax.market import FIRST_DECISION, Market
+from perpjax.market import Market
 from perpjax.params import EnvParams
 
 CANDLE_MS = 180_000

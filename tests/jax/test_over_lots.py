@@ -22,13 +22,7 @@ class Found(NamedTuple):
     sum: jax.Array
     highest: jax.Array
     oldest: jax.Array
-    flag0: jax.Array
-    flag1: jax.Array
-    flag2: jax.Array
-    flag3: jax.Array
-    flag4: jax.Array
-    flag5: jax.Array
-    flag6: jax.Array
+    events: dict[str, jax.Array]
 
     MAXIMA = ("highest", "oldest")
 
@@ -54,7 +48,7 @@ class Halve(LotRule):
     def apply(self, lot: Lots, half: jax.Array, gone: jax.Array) -> tuple[Lots, Found]:
         held = lot.quantity > 0
         flags = {name: held & (lot.age % 7 != i) for i, name in enumerate(SEVEN)}
-        found = Found(half * self.price, jnp.where(held, lot.entry, -jnp.inf), lot.age, **flags)
+        found = Found(half * self.price, jnp.where(held, lot.entry, -jnp.inf), lot.age, flags)
         return lot.replace(quantity=jnp.where(gone, 0, half)), found
 
 
@@ -103,7 +97,8 @@ def test_a_rule_for_one_lot_is_applied_to_all(slots, target, inserting):
         expected, sums = by_hand(lot, 2.0)
         np.testing.assert_array_equal(got.quantity[(slice(None), *i)], expected)
         np.testing.assert_array_equal(got.age[(slice(None), *i)], lot["age"])
-        assert {name: float(x[i]) for name, x in totals._asdict().items()} == sums
+        found = {name: totals.events[name] for name in SEVEN} | totals._replace(events=None)._asdict()
+        assert {name: float(x[i]) for name, x in found.items() if name != "events"} == sums
         if not inserting:
             lowest = np.flatnonzero(expected == 0)
             assert free[i] == lowest[0] if len(lowest) else free[i] >= slots

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from markets import FREE, HOLD, crash_market, expect, hand_market, order, play
 
+from perpjax.data.markets import slice_market
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
-from perpjax.market import slice_market
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rules.orders import CLOSE
 from perpjax.state import State

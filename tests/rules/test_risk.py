@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from markets import FREE, HAND, HOLD, expect, hand_market, order, play, verdicts
 
+from perpjax.data.venues import find_instrument
 from perpjax.env import PerpEnv
-from perpjax.instrument import BRACKETS, EXACT, Instrument, find_instrument
+from perpjax.instrument import BRACKETS, EXACT, Instrument
 from perpjax.params import RANGES, EnvConfig, EnvParams
 from perpjax.rules.orders import CLOSE, LONG, SHORT, SIZES, Order, Verdict
 from perpjax.rules.risk import Exposure, Review, review

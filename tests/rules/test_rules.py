@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from markets import CONFIG, FREE, HAND, HOLD, expect, hand_market, order, play, reset, step, verdicts
 
+from perpjax.data.markets import concatenate_markets
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
-from perpjax.market import concatenate_markets
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rules.orders import CLOSE, LONG, SHORT, decode, hold_action, sample_action
 

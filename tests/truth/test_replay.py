@@ -14,8 +14,8 @@ from markets import CONFIG, FREE, HAND, HOLD, crash_market, hand_market, order, 
 
 from perpjax.audit.draws import draw_actions
 from perpjax.audit.replay import LotLife, replay_lots
+from perpjax.data.markets import concatenate_markets
 from perpjax.env import PerpEnv
-from perpjax.market import concatenate_markets
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.vec import VecEnv
 
@@ -190,7 +190,7 @@ def ax():
 
 
 def test_every_lot_is_drawn_where_it_lived(ax, env, states):
-    from perpjax.plotting import plot_bars
+    from perpjax.audit.plotting import plot_bars
 
     plot_bars(ax, env, states, ACTIONS)
     entries = {str(n): ([life[6] - 1], [life[3]]) for n, life in enumerate(LIVES, 1)}
@@ -214,7 +214,7 @@ def test_every_lot_is_drawn_where_it_lived(ax, env, states):
 
 def test_levels_far_away_do_not_squash_the_candles(ax, env, states):
     """Only bars 2 and 3: candles of 1000 to 1061, so that levels from 969.5 to 1091.5 are shown, and L = 909 is not."""
-    from perpjax.plotting import plot_bars
+    from perpjax.audit.plotting import plot_bars
 
     plot_bars(ax, env, states[1:4], ACTIONS[1:3])
     margin = 0.12 * (1061 - 980)
@@ -224,7 +224,7 @@ def test_levels_far_away_do_not_squash_the_candles(ax, env, states):
 
 def test_lots_that_share_everything_are_told_apart(ax):
     """Two lots of one entry, one stop and one fill."""
-    from perpjax.plotting import plot_bars
+    from perpjax.audit.plotting import plot_bars
 
     actions = [order(1, size=0.5), order(1, size=0.5), HOLD]
     market = hand_market(both={(3, 1): (1000, 1000, 979, 1000)})
@@ -242,7 +242,7 @@ def test_lots_that_share_everything_are_told_apart(ax):
 
 
 def test_a_lot_held_before_the_picture_begins_at_its_edge(ax, env, states):
-    from perpjax.plotting import plot_bars
+    from perpjax.audit.plotting import plot_bars
 
     plot_bars(ax, env, states[9:], ACTIONS[9:])
     assert drawn(ax, "entry") == {"1": ([0], [1000]), "2": ([1], [1000]), "3": ([3], [1000])}
@@ -252,7 +252,7 @@ def test_a_lot_held_before_the_picture_begins_at_its_edge(ax, env, states):
 
 
 def test_the_legend_names_what_is_there(ax, env, states):
-    from perpjax.plotting import plot_bars
+    from perpjax.audit.plotting import plot_bars
 
     plot_bars(ax, env, states[:4], ACTIONS[:3])
     ends, lots = ["exit: stopped", "exit: target"], ["lot 1, long", "lot 2, long"]
@@ -261,7 +261,7 @@ def test_the_legend_names_what_is_there(ax, env, states):
 
 
 def test_what_disagrees_is_not_drawn(ax, env, states):
-    from perpjax.plotting import plot_bars
+    from perpjax.audit.plotting import plot_bars
 
     with pytest.raises(ValueError, match="disagree in bar 2"):
         plot_bars(ax, env, states, [LONG, HOLD, *ACTIONS[2:]])
@@ -269,7 +269,7 @@ def test_what_disagrees_is_not_drawn(ax, env, states):
 
 
 def test_no_bar_is_drawn_after_the_end_of_the_episode(ax):
-    from perpjax.plotting import plot_bars
+    from perpjax.audit.plotting import plot_bars
 
     short = dataclasses.replace(CONFIG, episode_length=3)
     market, actions = hand_market(), [LONG, HOLD, HOLD, HOLD, CLOSE]
