@@ -15,24 +15,7 @@ from perpjax.vec import AutoReset, VecEnv
 __version__ = "0.1.0"
 
 __all__ = [
-    "Account",
-    "AutoReset",
-    "Bar",
-    "EnvConfig",
-    "EnvParams",
-    "Instrument",
-    "Ledger",
-    "Lots",
-    "Market",
-    "Order",
-    "PerpEnv",
-    "Segments",
-    "State",
-    "VecEnv",
-    "Verdict",
-    "build_market",
-    "concatenate_markets",
-    "load_market",
-    "review",
-    "slice_market",
-]
+    "Account", "AutoReset", "Bar", "EnvConfig", "EnvParams", "Instrument", "Ledger", "Lots", "Market", "Order",
+    "PerpEnv", "Segments", "State", "VecEnv", "Verdict", "build_market", "concatenate_markets", "load_market",
+    "review", "slice_market",
+]  # fmt: skip

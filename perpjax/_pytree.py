@@ -39,7 +39,7 @@ def pytree(
     """
     if cls is None:
         return lambda c: pytree(c, static=static, host=host, subclasses=subclasses)
-    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=cls.__repr__ is object.__repr__)(cls)
     _register(cls, static, host)
     cls.replace = dataclasses.replace
     if subclasses:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from perpjax._arrays import total
+from perpjax._describe import format_values, is_concrete
 from perpjax._pytree import pytree
 from perpjax.instrument import Instrument
 from perpjax.market import Market, find_segment, pick_start
@@ -29,6 +30,8 @@ from perpjax.vec import VecEnv, as_one, env_axes, step_rows, with_layout
 from perpjax.xla import Target, batched_by, by_row, default_platform, in_chunks, over_lots
 from perpjax.xla.over_lots import NO_SLOT, Insert
 
+SHOWN = ("initial_equity", "taker_fee", "slippage_base", "slippage_atr", "max_exposure", "max_leverage")
+"""Parameters that `print` shows."""
 COSTS = ("slippage", "gap_losses", "forgiven")
 """The ledger's sums that explain others and are not posted to the wallet."""
 
@@ -59,6 +62,15 @@ class PerpEnv:
         raise ValueError(
             f"the market is too short for an episode of {length} bars: the bars that may be traded are "
             f"{self._tradable()}; use more data or a shorter episode_length"
+        )
+
+    def __repr__(self) -> str:
+        config, params = self.config, self.params
+        numbers = (f"{name} {format_values(getattr(params, name))}" for name in SHOWN if is_concrete(params.taker_fee))
+        return (
+            f"{type(self).__name__}: {config.actions} actions, {config.max_lots} lots, episodes of "
+            f"{config.episode_length} bars, reward {config.reward}, intrabar {config.intrabar}\n"
+            f"  {', '.join(numbers)}\n  {self.market}"
         )
 
     @property

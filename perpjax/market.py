@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from perpjax._describe import format_time, is_concrete
 from perpjax._grid import BAR_MS, MAX_CANDLES
 from perpjax._pytree import pytree
 from perpjax.instrument import Instrument
@@ -48,7 +49,7 @@ class Market:
     market cut off after row t knows nothing later. Row 0 of an origin has no candles: they are not valid.
 
     Attributes:
-      rows: see `pack_rows`; prices in ticks, features unscaled.
+      rows: see `data.markets.pack_rows`; prices in ticks, features unscaled.
       scaler_mean, scaler_scale: applied by the observation, `(x - mean) / scale`.
       segments: where episodes may start and must end.
       instruments: an `Instrument` whose leaves have a leading axis, a row for each symbol.
@@ -73,6 +74,18 @@ class Market:
                 f"candles_per_bar is {self.candles_per_bar}; it must be 1 to {MAX_CANDLES}: a step looks at every "
                 "candle of its bar, so the shortest candles are those of a minute"
             )
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.rows, self.segments.first):
+            return f"Market of {', '.join(self.symbols)}, of arrays that have no numbers yet"
+        end = self.open_time_ms(self.num_bars + len(self.origins) - 1)
+        spans = zip(self.segments.first.tolist(), self.segments.last.tolist(), strict=True)
+        return (
+            f"Market of {', '.join(self.symbols)}: {self.num_bars:,} bars of {self.candles_per_bar} candles, "
+            f"{format_time(self.start_ms)} to {format_time(end)} UTC\n"
+            f"  may be traded: bars {', '.join(f'{a:,} .. {b:,}' for a, b in spans)}\n"
+            f"  {len(self.feature_names)} features; mark: {'its own candles' if self.has_mark else 'the last price'}"
+        )
 
     def bar(self, t: Int[Array, "..."], halted: Bool[Array, "..."] | bool = False, target: Target | None = None) -> Bar:
         """Bar t, cut out in one piece; t is 0 .. N - 1, and not checked. Axes of a batch of bars come last.
@@ -101,18 +114,22 @@ class Market:
 
     @property
     def candles(self) -> Float[Array, "N columns"]:
-        """The packed candles and funding of every bar: columns of `pack_rows` up to the mark close before."""
-        return self.rows[1:, : self._columns]
+        """The candles and funding of every bar: columns of `data.markets.pack_rows` up to the mark close before."""
+        return self._part(slice(1, None), slice(0, self._columns))
 
     @property
     def atr(self) -> Float[Array, "rows"]:
         """Wilder ATR(14) known at the open of bar t, whole ticks, at least 1."""
-        return self.rows[:, self._columns + 1]
+        return self._part(slice(None), self._columns + 1)
 
     @property
     def features(self) -> Float[Array, "rows F"]:
         """Known at the open of bar t, unscaled."""
-        return self.rows[:, self._features]
+        return self._part(slice(None), self._features)
+
+    def _part(self, rows: slice, columns: slice | int) -> Float[Array, "..."]:
+        with jax.debug_nans(False):  # the features of the first rows are NaN
+            return self.rows[rows, columns]
 
     @property
     def _columns(self) -> int:
@@ -120,7 +137,7 @@ class Market:
 
     @property
     def _features(self) -> slice:
-        start = _whole_lines(self._columns + 2)
+        start = whole_lines(self._columns + 2)
         return slice(start, start + self.scaler_mean.shape[-1])
 
     def with_columns(
@@ -193,41 +210,6 @@ def find_segment(market: Market, t: Int[Array, ""]) -> tuple[Int[Array, ""], Int
     return nearest[segment], segment
 
 
-def pack_rows(
-    last: np.ndarray,
-    mark: np.ndarray | None,
-    valid: np.ndarray,
-    funding: np.ndarray,
-    atr: np.ndarray,
-    features: np.ndarray,
-) -> np.ndarray:
-    """Pack host arrays into the rows of `Market`.
-
-    Args:
-      last: [N, K, 4] open, high, low, close in ticks; mark: the same or None.
-      valid: [N, K] bool; funding: [N, 2] rate and price at the bar's open.
-      atr: [N + 1] ticks; features: [N + 1, F].
-
-    Returns:
-      [N + 1, width] float32. Of the bar before: K opens, highs, lows and closes, those of the mark if there is one, K
-      times whether the candle is valid, the funding's rate and price, the mark close before that bar and the ATR at its
-      open. Then the ATR, and the features. Each half is filled up with zeros to whole cache lines.
-    """
-    blocks = [last] if mark is None else [last, mark]
-    num_bars, k, _ = last.shape
-    before = np.concatenate([blocks[-1][:1, 0, 0], blocks[-1][:-1, -1, 3]])
-    bars = [b.transpose(0, 2, 1).reshape(num_bars, -1) for b in blocks] + [valid, funding]
-    bars = np.column_stack([*bars, before, atr[:-1]])
-    nothing = np.concatenate([np.repeat([b[0, 0, 0] for b in blocks], 4 * k), np.zeros(k + 2), before[:1], atr[:1]])
-    halves = np.column_stack([np.vstack([nothing, bars]), atr]), features
-    filled = [np.pad(x, ((0, 0), (0, _whole_lines(x.shape[1]) - x.shape[1]))) for x in halves]
-    return np.hstack(filled).astype(np.float32)
-
-
-def _whole_lines(floats: int) -> int:
+def whole_lines(floats: int) -> int:
+    """That many floats, rounded up to whole cache lines."""
     return -(-floats // LINE) * LINE
-
-
-def one_segment(first: int, last: int) -> Segments:
-    """The segments of a market with a single origin."""
-    return Segments(*(jnp.asarray([x], jnp.int32) for x in (first, last, 0, 0)))

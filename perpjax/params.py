@@ -16,12 +16,7 @@ RANGES = {
     "taker_fee": (jnp.float32, 0.0, 0.1, "Fee of a fill, a fraction of its notional."),
     "slippage_base": (jnp.float32, 0.0, 0.5, "Slippage of a market order, a fraction of the price."),
     "slippage_atr": (jnp.float32, 0.0, 100.0, "Further slippage of a market order, in ATRs."),
-    "stop_depth": (
-        jnp.float32,
-        0.0,
-        1.0,
-        "Distance of a stop's fill from its trigger, a fraction of the way to the extreme.",
-    ),
+    "stop_depth": (jnp.float32, 0.0, 1.0, "Depth of a stop's fill, a fraction of the way to the candle's extreme."),
     "max_exposure": (jnp.float32, 0.0, 1.0, "Limit on the sum of margins, a fraction of equity."),
     "max_leverage": (jnp.float32, 1.0, 1000.0, "Limit on an order's leverage."),
     "max_hold": (jnp.int32, 1, 2**30, "Bars after which a lot is closed."),

@@ -1,9 +1,11 @@
 """The memory of one environment: the account, its lots and its ledger. Arrays only, market data never."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax._arrays import total
+from perpjax._describe import format_values, is_concrete
 from perpjax._pytree import pytree
 from perpjax.rules.orders import Verdict
 
@@ -117,6 +119,20 @@ class State:
     """The episode is truncated when t reaches this bar."""
     instrument: Int[Array, ""]
     """Row of `Market.instruments`."""
+
+    def __repr__(self) -> str:
+        name, account = type(self).__name__, self.account
+        if account is None or not is_concrete(self.t, self.equity, account.wallet, account.lots.quantity):
+            return f"{name} of arrays that have no numbers yet"
+        over = np.asarray(self.terminated) | np.asarray(self.truncated)
+        held, ledger = (np.asarray(account.lots.quantity) > 0).sum(), account.ledger
+        of = f"{np.size(self.t):,} environments" if np.ndim(self.t) else "one environment"
+        return (
+            f"{name} of {of}: bar {format_values(self.t)}, {over.sum():,} over\n"
+            f"  equity {format_values(self.equity)}, wallet {format_values(account.wallet)}, {held:,} lots held\n"
+            f"  since reset: {np.sum(ledger.opened):,} lots opened, {np.sum(ledger.liquidated):,} liquidated, "
+            f"fees {format_values(ledger.fees)}, funding {format_values(ledger.funding)}"
+        )
 
 
 def open_account(initial_equity: Float[Array, ""], max_lots: int) -> Account:

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perpjax.data.markets import one_segment, pack_rows, to_device
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
-from perpjax.market import Market, Origin, one_segment, pack_rows
+from perpjax.market import Market, Origin
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rules.bar import Bar
 from perpjax.rules.orders import DIRECTIONS, LEVERAGES, SIZES, STOPS, TARGETS, Verdict
@@ -62,7 +63,7 @@ def assemble(
     bars, k, _ = last.shape
     width = features.shape[1]
     return Market(
-        rows=jnp.asarray(pack_rows(last, mark, valid, funding, atr, features)),
+        rows=to_device(pack_rows(last, mark, valid, funding, atr, features)),
         scaler_mean=jnp.asarray(np.zeros(width, np.float32)),
         scaler_scale=jnp.asarray(np.ones(width, np.float32)),
         segments=one_segment(first, bars - 1),

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from perpjax._describe import format_time
 from perpjax._seed import check_seed
 from perpjax.audit.report import Audit, Item, Movement
-from perpjax.data.dataset import format_time
 from perpjax.env import PerpEnv
 from perpjax.instrument import EXACT
 from perpjax.market import Market

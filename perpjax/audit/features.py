@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from perpjax._describe import format_time
 from perpjax._grid import BAR_MS, FIRST_DECISION
 from perpjax._seed import check_seed, seed_words
 from perpjax.audit.alterations import ALTERATIONS, Series, make_gaps
@@ -18,7 +19,6 @@ from perpjax.audit.report import Audit, Item, Movement
 from perpjax.data import grid as gr
 from perpjax.data.builder import FeatureFunction, check_features
 from perpjax.data.contract import CANDLES, FUNDING, DataError, infer_interval_ms, validate
-from perpjax.data.dataset import format_time
 from perpjax.features import append_next_bar, core_features
 
 NOISE = 1e-9

@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from perpjax.audit.agreement import Seen, lead, take_over, twin_market, twin_params
+from perpjax.data.markets import to_device
 from perpjax.env import PerpEnv
 from perpjax.market import Market
 from perpjax.reference import Exit, Lot, Twin
@@ -98,6 +99,6 @@ def _cut(market: Market, states: State) -> Market:
     """Return the rows of the states, and their instrument. A market may hold many symbols and years."""
     row = 0 if market.instruments.tick_size.shape[0] == 1 else int(states.instrument[0])
     return market.replace(
-        rows=market.rows[int(states.t[0]) - 1 : int(states.t[-1]) + 1],
+        rows=to_device(np.asarray(market.rows)[int(states.t[0]) - 1 : int(states.t[-1]) + 1]),
         instruments=jax.tree.map(lambda x: x[row : row + 1], market.instruments),
     )

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from perpjax._describe import format_time
 from perpjax.data.builder import Built, FeatureFunction, Sources, build, build_market, find_function
 from perpjax.data.contract import DataError, read_table
 from perpjax.data.dataset import (
@@ -20,7 +21,6 @@ from perpjax.data.dataset import (
     Split,
     check_out,
     fit_on_train,
-    format_time,
     split_by_date,
     split_by_fraction,
     write_dataset,

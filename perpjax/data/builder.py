@@ -14,10 +14,11 @@ from perpjax._grid import FIRST_DECISION
 from perpjax.data import grid as gr
 from perpjax.data import indicators
 from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
+from perpjax.data.markets import one_segment, pack_rows, to_device
 from perpjax.data.scaler import Scaler, choose_scaler
 from perpjax.data.venues import KNOWN, find_instrument
 from perpjax.instrument import EXACT, Instrument
-from perpjax.market import Market, Origin, one_segment, pack_rows
+from perpjax.market import Market, Origin
 
 FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
 """`(bars, funding or None) -> table`: float columns, one row a bar, row t from bars <= t-1, NaN only before a warm-up.
@@ -157,7 +158,7 @@ def build(
     names = tuple(table.column_names)
     scaler = choose_scaler(scaler, names)
     market = Market(
-        rows=jnp.asarray(pack_rows(last, marks, grid.valid, settled, known_atr(bars, tick), _as_matrix(table))),
+        rows=to_device(pack_rows(last, marks, grid.valid, settled, known_atr(bars, tick), _as_matrix(table))),
         scaler_mean=jnp.asarray(scaler.mean, jnp.float32),
         scaler_scale=jnp.asarray(scaler.scale, jnp.float32),
         segments=one_segment(first, len(grid.valid) - 1),

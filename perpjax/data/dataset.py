@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from perpjax._describe import format_time
 from perpjax._grid import FIRST_DECISION
 from perpjax.data import synthetic
 from perpjax.data.builder import Built, Sources, build
@@ -379,8 +380,3 @@ def _describe(
         },
         "files": digests,
     }
-
-
-def format_time(ms: int) -> str:
-    """Return the time in UTC, to the minute."""
-    return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M")

@@ -11,11 +11,6 @@ from perpjax.features.core import (
 )
 
 __all__ = [
-    "CORE_FEATURES",
-    "LIVE_BARS",
-    "LIVE_TOLERANCE",
-    "WARMUP_BARS",
-    "append_next_bar",
-    "core_features",
+    "CORE_FEATURES", "LIVE_BARS", "LIVE_TOLERANCE", "WARMUP_BARS", "append_next_bar", "core_features",
     "core_features_live",
-]
+]  # fmt: skip

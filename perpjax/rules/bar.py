@@ -57,12 +57,13 @@ class Bar:
     @property
     def funding_rate(self) -> Float[Array, "..."]:
         """Fraction of notional that longs pay at the open; 0 without a settlement."""
-        return jnp.where(self.halted, 0, self.cut(-5))
+        return self.cut(-5) * ~self.halted
 
     @property
     def valid(self) -> Bool[Array, "K ..."]:
         """False where the candle is missing or nothing traded: no fill, no trigger."""
-        return (self.traded > 0) & ~jnp.expand_dims(self.halted, self.axis)
+        halted = self.halted[..., None] if self.axis == -1 else self.halted[..., None, :]
+        return (self.traded > 0) & ~halted
 
     def is_valid(self, candle: int) -> Bool[Array, "..."]:
         """`valid` of one candle."""

@@ -2,8 +2,8 @@
 
 import enum
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -35,17 +35,18 @@ class Touch(NamedTuple):
     """Whether that candle reached two or more of the lot's levels and its open decided nothing."""
 
 
+Candles = Any
+"""A number of each candle: [K, ...], or another sequence of K arrays [...]."""
+
+
 class Paths(NamedTuple):
-    """The candles of a bar times the side of an account: down is adverse for long and short alike.
+    """The candles of a bar times the side of an account: down is adverse for long and short alike."""
 
-    Each is a sequence of K arrays [...].
-    """
-
-    worst: Sequence[Float[Array, "..."]]
+    worst: Candles
     """Lowest price of each candle; +inf if the candle is not valid."""
-    best: Sequence[Float[Array, "..."]]
+    best: Candles
     """Highest price; -inf if the candle is not valid."""
-    mark_worst: Sequence[Float[Array, "..."]] | None
+    mark_worst: Candles | None
     """None if the last price is the mark."""
 
 
@@ -79,7 +80,7 @@ def signed_paths(bar: Bar, side: Float[Array, "..."], by_row: Callable = lambda 
     return Paths(sign(bar.low, bar.high, jnp.inf), sign(bar.high, bar.low, -jnp.inf), mark_worst)
 
 
-def at_candle(path: Sequence[Float[Array, "..."]], candle: Int[Array, "lots ..."]) -> Float[Array, "lots ..."]:
+def at_candle(path: Candles, candle: Int[Array, "lots ..."]) -> Float[Array, "lots ..."]:
     """The price of each lot's candle. K is small and static: the chain of selects fuses."""
     first = jnp.broadcast_to(path[0], candle.shape)
     return functools.reduce(lambda x, k: jnp.where(candle == k, path[k], x), range(1, len(path)), first)

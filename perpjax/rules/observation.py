@@ -44,7 +44,7 @@ def observe_account(
     held = totals.events["held"]
     side = jnp.where(held > 0, side, 0)
     return [
-        held / slots,
+        held.astype(jnp.float32) / slots,
         side,
         totals.margin / base,
         totals.quantity * mark * tick_value / base,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
@@ -69,7 +70,7 @@ class Counts:
         """The flags of one lot; at most `slots` of them are added up."""
         names, bits, words = tuple(flags), slots.bit_length(), []
         for i in range(0, len(names), 31 // bits):
-            ones = (jnp.where(flags[name], 1 << bits * j, 0) for j, name in enumerate(names[i : i + 31 // bits]))
+            ones = (flags[name] * np.int32(1 << bits * j) for j, name in enumerate(names[i : i + 31 // bits]))
             words.append(functools.reduce(jnp.add, ones))
         return cls(words, names, bits)
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from perpjax import EnvConfig, EnvParams, PerpEnv
+from perpjax._describe import format_time
 from perpjax.data import Scaler, build_market, fit_scaler, read_table
 from perpjax.data import grid as gr
 from perpjax.data.builder import build, known_atr
 from perpjax.data.contract import BAR_MS, CANDLES, DataError
-from perpjax.data.dataset import format_time
 from perpjax.features import CORE_FEATURES
 from perpjax.instrument import Instrument
 

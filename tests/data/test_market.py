@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 from markets import FREE, HAND, HOLD, all_bars, assemble, crash_market, expect, hand_market, order, play, reset, step
 
+from perpjax._grid import BAR_MS
+from perpjax.data.markets import concatenate_markets, pack_rows, slice_market
 from perpjax.env import PerpEnv
 from perpjax.instrument import Instrument
-from perpjax.market import (
-    BAR_MS,
-    Market,
-    Segments,
-    concatenate_markets,
-    find_segment,
-    pack_rows,
-    pick_start,
-    slice_market,
-)
+from perpjax.market import Market, Segments, find_segment, pick_start
 from perpjax.params import EnvConfig
 
 SHORT = EnvConfig(max_lots=3, episode_length=2)

@@ -275,7 +275,7 @@ def test_one_place_for_every_limit():
     # What is allowed, and why: (file, limit).
     allowed = {
         ("perpjax/instrument.py", "max_quantity"),  # the constructor checks the instrument itself
-        ("perpjax/market.py", "brackets"),  # shapes of the tables of two markets
+        ("perpjax/data/markets.py", "brackets"),  # shapes of the tables of two markets
         ("perpjax/rules/observation.py", "max_hold"),  # time left is not a decision: it is floored at 0 for the eye
         ("perpjax/audit/fuzz.py", "max_leverage"),  # checks from outside that limits were kept
         ("perpjax/audit/fuzz.py", "ruin_fraction"),
