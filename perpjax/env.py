@@ -26,7 +26,7 @@ from perpjax.rules.orders import CLOSE, ActionLike, Verdict, check_action, decod
 from perpjax.rules.rewards import REWARDS, Outcome
 from perpjax.rules.risk import Exposure, Review, is_ruined, review
 from perpjax.state import EVENTS, Account, Money, State, account_side, add, open_account, post
-from perpjax.vec import VecEnv, as_one, env_axes, step_rows, with_layout
+from perpjax.vec import VecEnv, as_one, env_axes, step_batch, step_rows, with_layout
 from perpjax.xla import Target, batched_by, by_row, default_platform, in_chunks, over_lots
 from perpjax.xla.over_lots import NO_SLOT, Insert
 
@@ -320,6 +320,6 @@ def _pay(wallet: Money, paid: tuple[Array, ...], received: tuple[Array, ...] = (
     return add(wallet, *(-x for x in paid), *received)
 
 
-@batched_by(step_rows)
+@batched_by(step_rows(step_batch))
 def _step_one(env: PerpEnv, state: State, action: Array) -> State:
     return env.step_batch(state, action, Target(default_platform()))

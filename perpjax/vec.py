@@ -147,8 +147,11 @@ class AutoReset:
             return fresh, inner.liquidation_value(old[0]) if hasattr(inner, "liquidation_value") else old[1]
 
         old = strip(state), state.equity
-        if target.num_envs is None:
+        if target.num_envs is None and target.loops:
             fresh, value = lax.cond(done, begin, lambda old, *_: old, old, self.env, state.key, number)
+        elif target.num_envs is None:
+            new = begin(old, self.env, state.key, number)
+            fresh, value = jax.tree.map(functools.partial(jnp.where, done), new, old)
         else:
             env, batch = self.env.env, VecEnv.axes(old)
             # The rows are states of one environment, whatever the layout of the batch.
@@ -327,20 +330,28 @@ def own_buffers(state: T) -> T:
     return jax.tree.map(own, state)
 
 
-def step_rows(size: int, batched: list, env: Env, state: State, action: Array) -> State | None:
-    """`jax.vmap` of `step`, for `xla.batched_by`: a `VecEnv` steps the rows.
+def step_rows(step: Callable[[Env, State, Array], State]) -> Callable[..., State | None]:
+    """For `xla.batched_by`: `jax.vmap` of a single step becomes `step` of a batch.
 
-    None if more of the environment has a batch axis than its parameters, such as the market.
+    Not if more of the environment has a batch axis than its parameters, such as the market.
     """
-    parts = jax.tree.leaves(batched[0], is_leaf=lambda x: isinstance(x, EnvParams))
-    if any(part for part in parts if not isinstance(part, EnvParams)):
-        return None
 
-    def spread(flag: bool, x: Array) -> Array:
-        return x if flag else jnp.broadcast_to(x, (size, *jnp.shape(x)))
+    def rows(size: int, batched: list, env: Env, state: State, action: Array) -> State | None:
+        parts = jax.tree.leaves(batched[0], is_leaf=lambda x: isinstance(x, EnvParams))
+        if any(part for part in parts if not isinstance(part, EnvParams)):
+            return None
 
-    state, action = jax.tree.map(spread, tuple(batched[1:]), (state, action))
-    return VecEnv(env).step(state, action)
+        def spread(flag: bool, x: Array) -> Array:
+            return x if flag else jnp.broadcast_to(x, (size, *jnp.shape(x)))
+
+        return step(env, *jax.tree.map(spread, tuple(batched[1:]), (state, action)))
+
+    return rows
+
+
+def step_batch(env: Env, state: State, action: Array) -> State:
+    """`env.step_batch` of a batch, compiled for the default platform."""
+    return _step_batch(VecEnv(env).target(state))(env, state, action)
 
 
 def _steps_batches(env: Env) -> bool:
@@ -372,7 +383,10 @@ def _advance_batch(target: Target) -> Callable[[AutoReset, EpisodeState, Array],
     return jax.jit(differentiable(advance(True), advance(False)))
 
 
-@batched_by(step_rows)
+@batched_by(
+    step_rows(lambda env, *args: AutoReset(VecEnv(env.env)).step(*args)),
+    plain=lambda env, *args: env._advance(*args, Target(default_platform(), loops=False)),
+)
 def _advance_one(env: AutoReset, state: EpisodeState, action: Array) -> EpisodeState:
     return env._advance(state, action, Target(default_platform()))
 

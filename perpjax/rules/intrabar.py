@@ -69,7 +69,7 @@ def signed_paths(bar: Bar, side: Float[Array, "..."], by_row: Callable = lambda 
       by_row: applies a function of one candle to all of them; by default it broadcasts.
     """
 
-    def sign(of_long: Array, of_short: Array, unreachable: float) -> Array:
+    def sign(of_long: Array, of_short: Array, unreachable: float) -> Candles:
         def signed(traded: Array, of_long: Array, of_short: Array) -> Array:
             valid = (traded > 0) & ~bar.halted
             return jnp.where(valid, side * jnp.where(side > 0, of_long, of_short), unreachable)

@@ -23,13 +23,16 @@ def differentiable(fast: Callable[..., T], plain: Callable[..., T]) -> Callable[
     return call
 
 
-def batched_by(batch: Callable[..., T]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+def batched_by(
+    batch: Callable[..., T], plain: Callable[..., T] | None = None
+) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Make `jax.vmap` of a function call `batch(size, batched, *args)` instead of batching its operations one by one.
 
     Args:
       batch: is given the number of rows, a tree of flags (which leaves of the arguments have a batch axis), and the
         arguments with that axis first. Returns the result with a batch axis in front of every leaf, or None to let
         `jax.vmap` do as it always does.
+      plain: the same function, to be differentiated; by default the function itself.
     """
 
     def decorate(single: Callable[..., T]) -> Callable[..., T]:
@@ -45,6 +48,6 @@ def batched_by(batch: Callable[..., T]) -> Callable[[Callable[..., T]], Callable
                 out = jax.vmap(single, axes, axis_size=size)(*args)
             return out, jax.tree.map(lambda _: True, out)
 
-        return jax.jit(differentiable(call, single))
+        return jax.jit(differentiable(call, plain or single))
 
     return decorate

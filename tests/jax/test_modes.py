@@ -199,11 +199,20 @@ def test_a_subclass_with_another_number_is_another_environment():
 # PARAMETERS WITH A BATCH AXIS
 
 CHOICES = {
-    "initial_equity": [5e3, 1e4, 2e4], "taker_fee": [0.0, 1e-3, 1e-2], "slippage_base": [0, 1e-3, 5e-3],
-    "slippage_atr": [0, 0.2, 1.0], "stop_depth": [0, 0.5, 1], "max_exposure": [0.1, 0.5, 1],
-    "max_leverage": [2, 10, 50], "max_hold": [1, 3, 9], "ruin_fraction": [0, 0.5, 0.99], "entry_penalty": [0, 1, 2], "risk_penalty": [0, 1, 2],
-    "liquidation_penalty": [0, 1, 2], "ruin_penalty": [0, 1, 2],
-}  # fmt: skip
+    "initial_equity": [5e3, 1e4, 2e4],
+    "taker_fee": [0.0, 1e-3, 1e-2],
+    "slippage_base": [0, 1e-3, 5e-3],
+    "slippage_atr": [0, 0.2, 1.0],
+    "stop_depth": [0, 0.5, 1],
+    "max_exposure": [0.1, 0.5, 1],
+    "max_leverage": [2, 10, 50],
+    "max_hold": [1, 3, 9],
+    "ruin_fraction": [0, 0.5, 0.99],
+    "entry_penalty": [0, 1, 2],
+    "risk_penalty": [0, 1, 2],
+    "liquidation_penalty": [0, 1, 2],
+    "ruin_penalty": [0, 1, 2],
+}
 
 
 def test_every_parameter_may_have_a_number_for_each_environment():

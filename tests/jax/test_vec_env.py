@@ -10,6 +10,7 @@ from markets import FREE, assert_same_states, crash_market, hand_market
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv
 from perpjax.rules.orders import MULTI_DISCRETE, Verdict
 from perpjax.state import EVENTS
+from perpjax.vec import with_layout
 from perpjax.xla import Target
 from perpjax.xla.kernels import MANY
 
@@ -69,7 +70,8 @@ def test_rows_of_a_stacked_state():
     state, each = jax.lax.scan(lambda s, a: (env.step(s, a), s.episode), env.reset(keys), actions)
     by_row = env.by_row(state)
     assert by_row.account.lots.entry.shape == (FEW, 4) and by_row.account.ledger.refused.shape == (FEW, len(Verdict))
-    chex.assert_trees_all_equal(env.from_rows(by_row), state)
+    chex.assert_trees_all_equal(with_layout(by_row, -2), state)
+    chex.assert_trees_all_equal(env.by_row(by_row), by_row)
     assert state.episode.ledger.opened.sum() > 0
     each = jax.tree.map(np.asarray, each)
     assert each.ledger.refused.shape == (BARS, len(Verdict), FEW)
@@ -107,12 +109,15 @@ def test_one_environment_of_many_is_named_by_its_number():
             VecEnv.one(state, i)
 
 
-def test_a_vec_env_refuses_rows():
-    env = VecEnv(make_env(4))
-    state = env.by_row(env.reset(jax.random.split(jax.random.key(1), 3)))
-    for use in (lambda s: env.step(s, jnp.zeros((3, 5), jnp.int32)), VecEnv.by_row, lambda s: VecEnv.one(s, 1)):
-        with pytest.raises(ValueError, match="row-major"):
-            use(state)
+@pytest.mark.parametrize("wrap", [lambda e: e, AutoReset], ids=["bare", "auto-reset"])
+def test_a_vec_env_steps_rows_and_keeps_them_rows(wrap):
+    env = VecEnv(wrap(make_env(4).env))
+    state = env.reset(jax.random.split(jax.random.key(1), FEW))
+    rows = env.by_row(state)
+    for action in np.random.default_rng(2).integers(0, MULTI_DISCRETE, (15, FEW, 5)).astype(np.int32):
+        state, rows = env.step(state, action), env.step(rows, action)
+    assert rows.account.lots.entry.shape == (FEW, 4) and rows.account.ledger.opened.sum() > 0
+    chex.assert_trees_all_equal(env.by_row(state), rows)
 
 
 def test_a_vec_env_wants_an_action_for_each_environment():
