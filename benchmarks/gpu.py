@@ -323,7 +323,7 @@ def time_steps(env: AutoReset, num_envs: int, samples: int) -> tuple[list[Kernel
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """What to count or time."""
+    """The programs to count or time."""
 
     num_envs: tuple[int, ...] = (4096, 65536, 262144)
     """Batch sizes."""

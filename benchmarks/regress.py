@@ -37,7 +37,7 @@ PACKAGE = "perpjax"
 
 @dataclasses.dataclass
 class Args:
-    """What to compare."""
+    """The commits to compare, and the sizes."""
 
     before: tyro.conf.Positional[str]
     """A commit, as git names it, or "." for the working tree."""
@@ -63,7 +63,7 @@ class Args:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What one process measured."""
+    """The measurement of one process."""
 
     package: str
     """The file that it imported."""

@@ -42,7 +42,7 @@ ALONE = 256
 
 @dataclasses.dataclass
 class Args:
-    """What to time."""
+    """The programs to time."""
 
     num_envs: tuple[int, ...] = (64, 1024, 4096, 65536)
     """Batch sizes."""

@@ -32,7 +32,7 @@ Trainer = Callable[[AutoReset, Any], tuple[Any, Any]]
 
 @dataclasses.dataclass
 class Args:
-    """What to time."""
+    """The trainers to time."""
 
     peer: pathlib.Path | None = None
     """A file with a trainer to compare with."""

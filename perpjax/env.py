@@ -43,7 +43,7 @@ class PerpEnv:
     A subclass may have its own `observe` or `reward`, or wrap `step`; it is a pytree, too.
 
     Attributes:
-      market: what is traded, on the device.
+      market: candles and features, on the device.
       params: numbers; `vmap` may vary them.
       config: static choices.
 

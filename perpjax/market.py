@@ -44,15 +44,15 @@ class Origin(NamedTuple):
 class Market:
     """A dataset in device arrays. For N bars there are N + 1 rows.
 
-    Row t is what is known at the open of bar t and was not known at the open of bar t - 1: the candles of bar t - 1
-    and the funding settled at its open; ATR and features at t. So a step reads one row, the one after its bar, and a
+    Row t holds the facts known at the open of bar t but not yet at the open of bar t - 1. Those are the candles of
+    bar t - 1, the funding settled at its open, and the ATR and features at t. So a step reads one row, the one after its bar, and a
     market cut off after row t knows nothing later. Row 0 of an origin has no candles: they are not valid.
 
     Attributes:
       rows: see `data.markets.pack_rows`; prices in ticks, features unscaled.
       scaler_mean, scaler_scale: applied by the observation, `(x - mean) / scale`.
       segments: where episodes may start and must end.
-      instruments: an `Instrument` whose leaves have a leading axis, a row for each symbol.
+      instruments: an `Instrument` with a leading axis on its leaves, a row for each symbol.
       candles_per_bar: K, static.
       has_mark: whether mark candles are stored (static); if not, the last price is the mark.
       origins, feature_names: host properties; another dataset of the same shape does not retrace.

@@ -103,7 +103,7 @@ class Account:
 
 @pytree
 class State:
-    """The environment at decision t; what `reset` and `step` return."""
+    """The environment at decision t, as `reset` and `step` return it."""
 
     t: Int[Array, ""]
     """The next bar to trade."""
@@ -152,7 +152,7 @@ def open_account(initial_equity: Float[Array, ""], max_lots: int) -> Account:
 
 
 Money = tuple[Float[Array, "..."], Float[Array, "..."]]
-"""A two-float sum: the float32 value and what it leaves out."""
+"""A two-float sum: the float32 value and its rounding error."""
 
 
 def add(total: Money, *amounts: Float[Array, "..."]) -> Money:

@@ -154,7 +154,7 @@ class AutoReset:
             fresh, value = jax.tree.map(functools.partial(jnp.where, done), new, old)
         else:
             env, batch = self.env.env, VecEnv.axes(old)
-            # The rows are states of one environment, whatever the layout of the batch.
+            # The rows are states of one environment in either layout of the batch.
             old, batch = as_one(old), as_one(batch)
             axes = batch, env_axes(env), 0, 0
             fresh, value = where_rows(done, begin, old, env, state.key, number, target=target, axes=axes)
@@ -398,7 +398,7 @@ def _check_params(env: Env, num_envs: int) -> None:
 
 
 def as_one(state: T, axis: int = -1) -> T:
-    """The state, whose lots and ledgers say that they are those of one environment; or the contrary."""
+    """The same arrays, marked as the state of one environment (-1), or of a `VecEnv` (-2)."""
 
     def name(part: Any) -> Any:
         if isinstance(part, Lots):

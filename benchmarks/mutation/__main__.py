@@ -64,7 +64,7 @@ QUICK = {
 
 @dataclasses.dataclass
 class Args:
-    """What to mutate."""
+    """The modules to mutate."""
 
     modules: tuple[str, ...] = tuple(FIRST)
     """Modules of perpjax."""
@@ -102,7 +102,7 @@ def strip_hints(source: str) -> str:
 
 
 def name_function(node: NodeOrLeaf | None) -> str:
-    """Return the qualified name of the function or class around a node; a decorator belongs to what it decorates."""
+    """Return the qualified name of the function or class around a node; a decorator belongs to its function."""
     names, child = [], None
     while node is not None:
         if node.type == "decorated" and child is not node.children[-1]:

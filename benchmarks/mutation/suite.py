@@ -1,4 +1,4 @@
-"""Running the tests in a copy of the tree, in a process forked from one that has already imported what they need."""
+"""Running the tests in a copy of the tree, in a process forked from one with all imports done."""
 
 import contextlib
 import multiprocessing

@@ -12,7 +12,7 @@ from perpjax.params import EnvConfig, EnvParams
 from perpjax.reference import Lot, Twin, TwinMarket, TwinParams, step_like
 from perpjax.reference.outputs import profit
 from perpjax.rules.orders import Verdict
-from perpjax.state import EVENTS, SUMS, State
+from perpjax.state import EVENTS, LOT_FIELDS, SUMS, State
 
 LEVELS = ("side", "quantity", "entry", "stop", "target", "liquidation", "age")
 MONEY = SUMS
@@ -165,7 +165,7 @@ def take_over(twin: Twin, states: State, seen: Seen) -> None:
     t, terminated, truncated = seen.flags[0]
     twin.load(
         t=t, end=states.end[0], wallet=seen.wallet[0],
-        lots={name: x[0] for name, x in vars(states.account.lots).items()},
+        lots={name: getattr(states.account.lots, name)[0] for name in LOT_FIELDS},
         ledger=ledger | {"refused": seen.refused[0]}, terminated=terminated, truncated=truncated,
     )  # fmt: skip
     twin.state.reward = seen.reward[0]

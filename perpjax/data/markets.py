@@ -25,9 +25,10 @@ def pack_rows(
       atr: [N + 1] ticks; features: [N + 1, F].
 
     Returns:
-      [N + 1, width] float32. Of the bar before: K opens, highs, lows and closes, those of the mark if there is one, K
-      times whether the candle is valid, the funding's rate and price, the mark close before that bar and the ATR at its
-      open. Then the ATR, and the features. Each half is filled up with zeros to whole cache lines.
+      [N + 1, width] float32. A row begins with the bar before: K opens, highs, lows and closes, then those of the mark
+      if there is one. Next is K times whether the candle is valid, the funding's rate and price, the mark close before
+      that bar, and the ATR at its open. The ATR now and the features follow. Each half is filled up with zeros to whole
+      cache lines.
     """
     blocks = [last] if mark is None else [last, mark]
     num_bars, k, _ = last.shape

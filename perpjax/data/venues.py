@@ -1,4 +1,4 @@
-"""Contracts whose numbers are known, and a guess for the others."""
+"""Contracts with known numbers, and a guess for the others."""
 
 import math
 

@@ -25,7 +25,7 @@ def open_lot(review: Review) -> Lots:
 
 
 class LotOutcome(NamedTuple):
-    """What one bar did to each lot, in 16 bits: many kernels read it."""
+    """The fate of each lot in one bar, in 16 bits: many kernels read it."""
 
     word: Int[Array, "..."]
 

@@ -1,4 +1,4 @@
-"""What a policy may ask for, and the codecs from actions to orders."""
+"""The orders of a policy, and the codecs from actions to orders."""
 
 import enum
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ THRESHOLD = 0.33
 
 
 class Verdict(enum.IntEnum):
-    """What became of an order; the first that holds, in this order."""
+    """The verdict on an order: the first that holds, in this order."""
 
     HOLD = 0
     DATA_GAP = 1
@@ -58,7 +58,7 @@ def to_array(action: ActionLike) -> Array:
     """An action, or a batch of them, as a device array of its own kind; lists and numbers are taken, too.
 
     Raises:
-      ValueError: for what is no array of numbers.
+      ValueError: for anything but an array of numbers.
     """
     if isinstance(action, jax.Array):
         return action
@@ -105,7 +105,7 @@ def check_action(action: ActionLike, config: EnvConfig, batch: bool = False) -> 
         )
     if action.shape[:1] != (5,) or (action.ndim > 1 and not batch):
         raise ValueError(f"an action has shape (5,), not {action.shape}; use jax.vmap for a batch")
-    if kind is jnp.integer and action.dtype != dtype:  # what int32 cannot hold is out of range all the same
+    if kind is jnp.integer and action.dtype != dtype:  # a number beyond int32 is out of range all the same
         action = jnp.clip(action, 0, 127)
     return action.astype(dtype)
 

@@ -1,6 +1,6 @@
 """The compilation of a step: fusion boundaries, loops over lots, gathers. README.md has the facts and figures.
 
-`perpjax.rules` says what a bar means and never imports this package.
+`perpjax.rules` holds the meaning of a bar and never imports this package.
 """
 
 from perpjax.xla.kernels import Target, default_platform

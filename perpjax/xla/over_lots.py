@@ -48,18 +48,20 @@ def over_lots(
       insert: a lot that opens.
 
     Returns:
-      The lots; the account's totals, whose `events` are `Counts`; and its lowest free slot (None with `insert`).
+      The lots; the account's totals, with `Counts` as `events`; and its lowest free slot (None with `insert`).
     """
     others = {name: getattr(lots, name) for name in LOT_FIELDS if name not in rule.fields}
-    apply = _slot_by_slot if target.slot_by_slot else _all_at_once
-    axis = lots.slot_axis
-    lots, totals, free = apply(rule, lots.replace(**dict.fromkeys(others), slot_axis=-1), target, insert)
+    axis, age, lots = lots.slot_axis, lots.age, lots.replace(**dict.fromkeys(others), slot_axis=-1)
+    if target.slot_by_slot:
+        lots, totals, free = _slot_by_slot(rule, lots, age, target, insert)
+    else:
+        lots, totals, free = _all_at_once(rule, lots, target, insert)
     return lots.replace(**others, slot_axis=axis), totals, free
 
 
 @pytree(static=("names", "bits"))
 class Counts:
-    """How many lots are what, by name. The counts share words, so that they are added together."""
+    """Counts of lots, by name. They share words, so that they are added together."""
 
     words: list[Int[Array, "..."]]
     names: tuple[str, ...]
@@ -93,7 +95,9 @@ def _nothing(shapes: Any) -> Any:
     return zeros._replace(**floats)
 
 
-def _slot_by_slot(rule: LotRule, lots: Lots, target: Target, insert: Insert | None) -> tuple[Lots, Any, Array | None]:
+def _slot_by_slot(
+    rule: LotRule, lots: Lots, age: Array, target: Target, insert: Insert | None
+) -> tuple[Lots, Any, Array | None]:
     slots = lots.quantity.shape[0]
 
     @target.own_kernel
@@ -102,8 +106,9 @@ def _slot_by_slot(rule: LotRule, lots: Lots, target: Target, insert: Insert | No
         return insert.into(lot, slot) if insert else lot
 
     @target.own_kernel
-    def count_used(lots: Lots) -> Array:
-        return fold(jnp.maximum, jnp.where(lots.quantity > 0, _slot_numbers(lots) + 1, 0))
+    def count_used(quantity: Array, age: Array) -> Array:
+        # A lot that the opening check has liquidated has no quantity any more, but its slot is not empty yet.
+        return fold(jnp.maximum, jnp.where((quantity > 0) | (age > 0), _slot_numbers(lots) + 1, 0))
 
     @jax.jit  # traced once, for the shapes of the totals and for the totals
     def visit(lots: Lots, slot: Array) -> tuple[Any, Array, dict[str, Array]]:
@@ -119,7 +124,7 @@ def _slot_by_slot(rule: LotRule, lots: Lots, target: Target, insert: Insert | No
         free = None if insert else jnp.minimum(free, is_free)
         return slot + 1, lots.replace(**new), _add(totals, more), free
 
-    last = jnp.max(count_used(lots))
+    last = jnp.max(count_used(lots.quantity, age))
     if insert:
         last = jnp.maximum(last, jnp.max(jnp.where(insert.slot == NO_SLOT, 0, insert.slot + 1)))
     start = _nothing(jax.eval_shape(visit, lots, jnp.int32(0))[0])

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from markets import FREE, assert_same_states, crash_market, hand_market
+from markets import FREE, assert_same_states, crash_market, hand_market, order
 
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv
 from perpjax.rules.orders import MULTI_DISCRETE, Verdict
@@ -94,6 +94,18 @@ def test_a_state_taken_out_of_a_vec_env_goes_on_alone():
     for got in (one, row, VecEnv.one(state, 1), VecEnv.one(state, -2), jax.jit(VecEnv.one)(state, 1)):
         chex.assert_trees_all_close(*(jax.tree.leaves(x.account.lots) for x in (got, other)), rtol=1e-6)
         assert got.episode.ledger.opened == other.episode.ledger.opened and got.t == other.t
+
+
+@pytest.mark.parametrize("size", [3, MANY])
+def test_a_lot_liquidated_at_the_open_leaves_an_empty_slot(size):
+    # The mark opens bar 2 at 905 <= L = 909. No account holds another lot, so no slot is in use any more.
+    market = hand_market(mark={(2, 0): (905, 905, 905, 905)}, atr=100)
+    env = VecEnv(PerpEnv(market, FREE, EnvConfig(max_lots=3, episode_length=6)))
+    state = env.reset(jax.random.split(jax.random.key(1), size), np.full(size, 1))
+    opened = env.step(state, np.tile(order(1), (size, 1)))
+    closed = env.step(opened, np.zeros((size, 5), np.int32))
+    assert (opened.account.lots.quantity[0] > 0).all() and (closed.account.ledger.liquidated == 1).all()
+    assert not any(np.any(x) for x in jax.tree.leaves(closed.account.lots))
 
 
 def test_one_environment_of_many_is_named_by_its_number():

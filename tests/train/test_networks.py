@@ -9,6 +9,7 @@ import pytest
 
 from perpjax import EnvParams
 from perpjax.params import EnvConfig
+from perpjax.rules.orders import CLOSE, DIRECTIONS, HOLD, MULTI_DISCRETE, decode
 from train.policies.heads import MultiDiscrete
 from train.policies.mlp import ActorCritic
 

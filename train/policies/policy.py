@@ -48,7 +48,7 @@ class Policy(Protocol):
           params: from `init`.
           carry: memory before this step, [*batch, ...].
           obs: standardised observations. The batch may have any number of axes, or none.
-          reset: marks the environments whose episode begins with this observation. The policy replaces their memory
+          reset: marks the environments where an episode begins with this observation. The policy replaces their memory
             by the initial one before it reads the observation.
 
         Returns:
