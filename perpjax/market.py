@@ -45,8 +45,8 @@ class Market:
     """A dataset in device arrays. For N bars there are N + 1 rows.
 
     Row t holds the facts known at the open of bar t but not yet at the open of bar t - 1. Those are the candles of
-    bar t - 1, the funding settled at its open, and the ATR and features at t. So a step reads one row, the one after its bar, and a
-    market cut off after row t knows nothing later. Row 0 of an origin has no candles: they are not valid.
+    bar t - 1, the funding settled at its open, and the ATR and features at t. So a step reads one row, the one after
+    its bar. A market cut off after row t knows nothing later. Row 0 of an origin has no valid candles.
 
     Attributes:
       rows: see `data.markets.pack_rows`; prices in ticks, features unscaled.
