@@ -218,7 +218,7 @@ class VecEnv:
         _check_params(self.env, num_envs)
         key, state = state.key, state.replace(key=None)
         if _steps_batches(self.env):
-            return _step_batch(self.target(state))(self.env, state, actions).replace(key=key)
+            return step_batch(self.target(state))(self.env, state, actions).replace(key=key)
         layout, axes = state.account.lots.slot_axis, self.axes(state)
         state, axes = as_one(state), as_one(axes)
         step = jax.vmap(lambda env, *args: env.step(*args), (env_axes(self.env), axes, 0), axes)
@@ -312,22 +312,11 @@ def unwrapped(env: Env, *kinds: type) -> Env:
     return env if inner is env.env else dataclasses.replace(env, env=inner)
 
 
-def replace_inner(env: Env, **changes: Any) -> Env:
-    """The environment with other fields of the one inside all of its wrappers."""
-    changes = {"env": replace_inner(env.env, **changes)} if hasattr(env, "env") else changes
-    return dataclasses.replace(env, **changes)
-
-
 def own_buffers(state: T) -> T:
     """The state with an array of its own in every leaf, so that it can be donated."""
-    seen = set()
-
-    def own(x: Array) -> Array:
-        x = jnp.copy(x) if id(x) in seen else x
-        seen.add(id(x))
-        return x
-
-    return jax.tree.map(own, state)
+    seen: set[int] = set()
+    # `seen.add` returns None: the first leaf of each array stays.
+    return jax.tree.map(lambda x: jnp.copy(x) if id(x) in seen else seen.add(id(x)) or x, state)
 
 
 def step_rows(step: Callable[[Env, State, Array], State]) -> Callable[..., State | None]:
@@ -349,11 +338,6 @@ def step_rows(step: Callable[[Env, State, Array], State]) -> Callable[..., State
     return rows
 
 
-def step_batch(env: Env, state: State, action: Array) -> State:
-    """`env.step_batch` of a batch, compiled for the default platform."""
-    return _step_batch(VecEnv(env).target(state))(env, state, action)
-
-
 def _steps_batches(env: Env) -> bool:
     """Whether `step_batch` does the same as `step`: a subclass may have changed `step` alone."""
 
@@ -364,7 +348,7 @@ def _steps_batches(env: Env) -> bool:
 
 
 @functools.cache
-def _step_batch(target: Target) -> Callable[[Env, State, Array], State]:
+def step_batch(target: Target) -> Callable[[Env, State, Array], State]:
     """The compiled step of a batch; it has derivatives."""
 
     def step(target: Target) -> Callable[[Env, State, Array], State]:

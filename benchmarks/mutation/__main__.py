@@ -1,7 +1,7 @@
 """Mutation testing: break the simulator in one place at a time, and list the faults that the tests let pass.
 
     pip install -e '.[test,mutation]'
-    python -m benchmarks.mutation [--modules margin risk] [--sample 50]
+    python -m benchmarks.mutation [--modules rules/margin rules/risk] [--sample 50]
 
 cosmic-ray's operators make the mutants. Each one is written into a copy of the working tree, where the tests of TESTS
 run until one fails. `survivors.toml` explains a survivor by its function and its operator. The exit status is 1 if a
@@ -42,16 +42,17 @@ COPIED = ("perpjax", "train", "tests", "pyproject.toml")
 TESTS = ("rules", "intrabar", "risk", "ledger")
 """Files of tests, or tests of a file, without `test_` and `.py`."""
 FIRST = {
-    "margin": ("margin",),
-    "intrabar": ("intrabar::test_counting_equals_a_loop_over_candles", "intrabar"),
-    "execution": ("intrabar::test_fill_prices", "intrabar"),
-    "lots": ("rules", "ledger", "intrabar", "vec_env"),
-    "risk": ("risk",),
+    "rules/margin": ("margin",),
+    "rules/intrabar": ("intrabar::test_counting_equals_a_loop_over_candles", "intrabar"),
+    "rules/execution": ("intrabar::test_fill_prices", "intrabar"),
+    "rules/exits": ("rules", "ledger", "intrabar", "vec_env"),
+    "rules/risk": ("risk",),
+    "rules/rewards": ("rewards",),
+    "rules/orders": ("orders",),
+    "rules/observation": ("rules",),
+    "rules/bar": ("rules", "intrabar", "market"),
     "env": ("rules", "ledger"),
-    "rewards": ("rewards",),
-    "orders": ("orders",),
-    "observation": ("rules",),
-    "moments": ("rules", "ledger", "vec_env"),
+    "xla/over_lots": ("over_lots", "rules", "ledger", "vec_env"),
     "state": ("ledger::test_two_float_sums_are_renormalised", "rules", "ledger"),
 }
 """The modules of perpjax, by path without `.py`, and the tests to run before those of TESTS."""

@@ -1,5 +1,6 @@
 """Does the environment look ahead? The same actions are played in markets that differ only from one bar on."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,15 +10,15 @@ import numpy as np
 from jaxtyping import Array
 
 from perpjax._describe import format_time
-from perpjax._seed import check_seed
 from perpjax.audit.report import Audit, Item, Movement
+from perpjax.data.seeds import check_seed
 from perpjax.env import PerpEnv
 from perpjax.instrument import EXACT
 from perpjax.market import Market
 from perpjax.rollout import Act, Carry
 from perpjax.rules.orders import sample_action
 from perpjax.state import State
-from perpjax.vec import AutoReset, Env, VecEnv, replace_inner, unwrapped
+from perpjax.vec import AutoReset, Env, VecEnv, unwrapped
 
 BEFORE, AFTER = 48, 24
 """Decisions from the earliest start to the cut, and from there to the end of play."""
@@ -134,6 +135,12 @@ def _repeat_last_close(last: np.ndarray, valid: np.ndarray, before: float) -> No
     row = np.maximum.accumulate(np.where(valid.ravel(), np.arange(valid.size), -1))
     close = np.where(row >= 0, last[:, 3].ravel()[row], before).reshape(valid.shape)
     last[:] = np.where(valid[:, None], last, close[:, None])
+
+
+def replace_inner(env: Env, **changes: Any) -> Env:
+    """The environment with other fields of the one inside all of its wrappers."""
+    changes = {"env": replace_inner(env.env, **changes)} if hasattr(env, "env") else changes
+    return dataclasses.replace(env, **changes)
 
 
 def _compile_play(env: Env, act: Act, carry: Carry, steps: int) -> Callable[..., State]:

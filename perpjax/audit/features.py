@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from perpjax._describe import format_time
 from perpjax._grid import BAR_MS, FIRST_DECISION
-from perpjax._seed import check_seed, seed_words
 from perpjax.audit.alterations import ALTERATIONS, Series, make_gaps
 from perpjax.audit.report import Audit, Item, Movement
 from perpjax.data import grid as gr
 from perpjax.data.builder import FeatureFunction, check_features
 from perpjax.data.contract import CANDLES, FUNDING, DataError, infer_interval_ms, validate
+from perpjax.data.seeds import check_seed, seed_words
 from perpjax.features import append_next_bar, core_features
 
 NOISE = 1e-9

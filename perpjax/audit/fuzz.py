@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from perpjax._seed import check_seed, seed_key
 from perpjax.audit.draws import CONFIGS, draw_params
 from perpjax.data.dataset import load_market
+from perpjax.data.seeds import check_seed, seed_key
 from perpjax.env import PerpEnv
 from perpjax.market import Market
 from perpjax.params import EnvConfig

@@ -26,7 +26,6 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from perpjax._grid import FIRST_DECISION
-from perpjax._seed import check_seed
 from perpjax.audit.agreement import (
     Seen,
     compare_numbers,
@@ -42,6 +41,7 @@ from perpjax.audit.agreement import (
 from perpjax.audit.draws import CONFIGS, draw_actions, draw_params
 from perpjax.data.dataset import load_market
 from perpjax.data.markets import slice_market
+from perpjax.data.seeds import check_seed
 from perpjax.env import PerpEnv
 from perpjax.market import Market
 from perpjax.params import EnvConfig

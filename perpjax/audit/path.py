@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from rich.table import Table
 
-from perpjax._seed import seed_key
+from perpjax.audit.environment import replace_inner
 from perpjax.audit.report import render
+from perpjax.data.seeds import seed_key
 from perpjax.params import Intrabar
 from perpjax.rollout import Act, Carry, play_windows, window_starts
-from perpjax.vec import Env, replace_inner, unwrapped
+from perpjax.vec import Env, unwrapped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,8 +58,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from perpjax._seed import seed_words
 from perpjax.data.contract import CANDLES, FUNDING, MARK
+from perpjax.data.seeds import seed_words
 from perpjax.data.synthetic_crash import (
     CrashParameters,
     add_spikes,

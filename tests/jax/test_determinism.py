@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perpjax._seed import check_seed, seed_key, seed_words
 from perpjax.audit.fingerprint import fingerprint
+from perpjax.data.seeds import check_seed, seed_key, seed_words
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "determinism.py"
 

@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from perpjax import EnvConfig, EnvParams
-from perpjax._seed import check_seed
+from perpjax.data.seeds import check_seed
 from perpjax.params import RANGES
 
 ROWS_PER_MINIBATCH = 8192

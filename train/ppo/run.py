@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from perpjax import AutoReset, EnvParams, Market, PerpEnv, VecEnv, load_market
-from perpjax._seed import seed_key
+from perpjax.data.seeds import seed_key
 from train.checkpoint import load_tree, save_tree, write_json
 from train.evaluate import Result, evaluate, greedy, hold, random
 from train.hooks import Hook
