@@ -58,7 +58,7 @@ FIRST = {
 """The modules of perpjax, by path without `.py`, and the tests to run before those of TESTS."""
 QUICK = {
     # XLA compiles a step in a fifth of the time.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 
