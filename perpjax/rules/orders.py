@@ -28,7 +28,7 @@ THRESHOLD = 0.33
 
 
 class Verdict(enum.IntEnum):
-    """The verdict on an order: the first that holds, in this order."""
+    """The verdict on an order; `risk.review` has their precedence."""
 
     HOLD = 0
     DATA_GAP = 1

@@ -1,4 +1,4 @@
-"""Every limit, once: the environment, the baselines and a live runner all ask `review`."""
+"""Every limit, once, in `review`. A live runner can ask it, too."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -13,7 +13,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 T = TypeVar("T")
 
 MANY = 256
-"""From so many environments on a CPU goes through their lots slot by slot, see `over_lots`."""
+"""With so many environments or more, a CPU visits their lots slot by slot, see `over_lots`."""
 
 
 def default_platform() -> str:

@@ -57,7 +57,7 @@ def test_an_order_that_passes():
         assert bool(got.opens) and not bool(got.closes)
 
 
-# Every reason to refuse, in the order of rule 4: a case for it, and whether a CLOSE meets it.
+# Every reason to refuse, in the order of rule 4: a case for it.
 REASONS = {
     Verdict.HOLD: dict(direction=0),
     Verdict.DATA_GAP: dict(tradable=False),
