@@ -20,14 +20,14 @@ from perpjax.rules.bar import Bar
 from perpjax.rules.execution import fill_exit
 from perpjax.rules.exits import LiveThrough, open_lot, realise
 from perpjax.rules.intrabar import signed_paths
-from perpjax.rules.margin import Opening, SettleAndCheck, liquidation_ticks
+from perpjax.rules.margin import OpeningTotals, SettleAndCheck, liquidation_ticks
 from perpjax.rules.observation import ACCOUNT_FEATURES, observe_account, observe_nothing, scale_features
 from perpjax.rules.orders import CLOSE, ActionLike, Verdict, check_action, decode
 from perpjax.rules.rewards import REWARDS, Outcome
 from perpjax.rules.risk import Exposure, Review, is_ruined, review
 from perpjax.state import EVENTS, Account, Money, State, account_side, add, open_account, post
 from perpjax.vec import VecEnv, as_one, env_axes, step_batch, step_rows, with_layout
-from perpjax.xla import Target, batched_by, by_row, default_platform, in_chunks, over_lots
+from perpjax.xla import Program, batched_by, default_platform, each_row, in_chunks, over_lots
 from perpjax.xla.over_lots import NO_SLOT, Insert
 
 SHOWN = ("initial_equity", "taker_fee", "slippage_base", "slippage_atr", "max_exposure", "max_leverage")
@@ -115,6 +115,8 @@ class PerpEnv:
     def step(self, state: State, action: ActionLike) -> State:
         """Trade at the open of bar t, live through its candles, and return the state at decision t + 1.
 
+        The bar itself is `trade`. The functions between are about batches and compilation.
+
         Args:
           action: [5], see `orders.decode`; vmap for a batch, or step a `VecEnv`.
 
@@ -129,47 +131,48 @@ class PerpEnv:
         new = _step_one(self, as_one(state.replace(key=None)), check_action(action, self.config))
         return as_one(new.replace(key=state.key), state.account.lots.slot_axis)
 
-    def step_batch(self, state: State, action: Array, target: Target) -> State:
+    def step_batch(self, state: State, action: Array, program: Program) -> State:
         """`step` of one environment or of a batch. `VecEnv` calls it.
 
         Args:
           state: of either layout of lots, see `Lots.slot_axis`.
           action: [..., 5].
-          target: the program that the step becomes part of.
+          program: the program that the step becomes part of.
         """
         action = check_action(jnp.moveaxis(action, -1, 0), self.config, batch=True)
         layout = state.account.lots.slot_axis
-        state = with_layout(state.replace(obs=None), layout if target.num_envs is None else -2)
+        state = with_layout(state.replace(obs=None), layout if program.num_envs is None else -2)
         axes = env_axes(self), VecEnv.axes(state), -1
-        new, view = in_chunks(type(self).trade, self, state, action, target, axes)
+        new, view = in_chunks(type(self).trade, self, state, action, program, axes)
         new = with_layout(new, layout)
-        t = self.market.prefetch_known(new.t, view[0], target)
-        return new.replace(obs=self._by_row(type(self).observe, target, (0, t), (-1, view)))
+        t = self.market.prefetch_known(new.t, view[0], program)
+        return new.replace(obs=self._each_env(type(self).observe, program, (0, t), (-1, view)))
 
-    def trade(self, state: State, action: Array, target: Target) -> tuple[State, Float[Array, "9 ..."]]:
+    def trade(self, state: State, action: Array, program: Program) -> tuple[State, Float[Array, "9 ..."]]:
         """One bar, in the order of the contract: the next state without its observation, and that of the account."""
         params, config = self.params, self.config
-        kernel = target.own_kernel
+        kernel = program.own_kernel
         # An episode that is over stays at its last bar, in which nothing trades any more.
         over = state.terminated | state.truncated
         t = jnp.where(over, state.t, state.t + 1)
-        bar = self.market.bar(t - 1, halted=over, target=target)
+        bar = self.market.bar(t - 1, halted=over, program=program)
         instrument = self.market.instrument_at(state.instrument)
         tick_value = instrument.tick_value
         account, wallet = state.account, (state.account.wallet, state.account.wallet_low)
 
-        # 1. Funding. 2. Opening check: a lot that the mark has already reached is gone before any order is looked at.
-        lots, opening, free_slot = over_lots(SettleAndCheck(bar, instrument), account.lots, target)
+        # 1. Funding: `SettleAndCheck.settle` for each lot. 2. Opening check: `SettleAndCheck.is_liquidated`. A lot that
+        # the mark has already reached is gone before any order is looked at.
+        lots, opening, free_slot = over_lots(SettleAndCheck(bar, instrument), account.lots, program)
         wallet = kernel(_pay)(wallet, (opening.funding, opening.losses))
 
         # 3. to 6. The order is decoded, sized and judged. A lot that opens has its levels before the first candle.
-        order = self._review(action, account, opening, wallet[0], bar, instrument, target)
+        order = self._review(action, account, opening, wallet[0], bar, instrument, program)
         entry = Insert(open_lot(order), jnp.where(order.opens, free_slot, NO_SLOT))
 
-        # 7. Candles. 8. Timeout. 9. Exits. A lot that was closed at the open sees no candle.
-        paths = kernel(functools.partial(signed_paths, by_row=by_row(target)))(bar, order.side)
+        # 7. Candles. 8. Timeout. 9. Exits: `LiveThrough.outcome`, `trigger`, `fill` for each lot, after CLOSE (3.).
+        paths = kernel(functools.partial(signed_paths, each_candle=each_row(program)))(bar, order.side)
         rule = LiveThrough(bar, paths, order, tick_value, params, config.intrabar)
-        lots, totals, _ = over_lots(rule, lots, target, insert=entry)
+        lots, totals, _ = over_lots(rule, lots, program, insert=entry)
         wallet = kernel(_pay)(wallet, (order.fee, totals.fees, totals.losses), (totals.realised,))
 
         # 10. Mark to market.
@@ -189,7 +192,7 @@ class PerpEnv:
             move=bar.atr_after / bar.close[-1],
             ruined=terminated,
         )
-        reward = jnp.where(over, 0, self._by_row(type(self).reward, target, (0, outcome)))
+        reward = jnp.where(over, 0, self._each_env(type(self).reward, program, (0, outcome)))
 
         observe = kernel(functools.partial(observe_account, slots=config.max_lots))
         view = observe(totals, order.side, equity, bar, tick_value, params)
@@ -204,7 +207,7 @@ class PerpEnv:
             "forgiven": totals.forgiven,
         }
         # The observation, the flags and the ledger need not read the lots again.
-        view, equity, terminated, truncated, reward, costs, events = target.store(
+        view, equity, terminated, truncated, reward, costs, events = program.store(
             (view, equity, terminated, truncated, reward, [amounts[name] for name in COSTS], totals.events)
         )
         amounts |= dict(zip(COSTS, costs, strict=True))
@@ -212,7 +215,7 @@ class PerpEnv:
         counts["liquidated"] += opening.events["liquidated"]
         ledger = post(account.ledger, amounts, counts)
         codes = np.arange(len(Verdict), dtype=np.int32).reshape(-1, *[1] * over.ndim)
-        refused = ledger.refused + (codes == jnp.where(over, -1, order.verdict))
+        verdicts = ledger.verdicts + (codes == jnp.where(over, -1, order.verdict))
         new = state.replace(
             t=t,
             obs=None,
@@ -220,7 +223,7 @@ class PerpEnv:
             terminated=terminated,
             truncated=truncated,
             equity=equity,
-            account=Account(*wallet, lots, ledger.replace(refused=refused)),
+            account=Account(*wallet, lots, ledger.replace(verdicts=verdicts)),
         )
         return new, jnp.stack(view)
 
@@ -228,14 +231,14 @@ class PerpEnv:
         self,
         action: Array,
         account: Account,
-        opening: Opening,
+        opening: OpeningTotals,
         wallet: Float[Array, "..."],
         bar: Bar,
         instrument: Instrument,
-        target: Target,
+        program: Program,
     ) -> Review:
         """`risk.review` of an action. The order finds the account after the opening check."""
-        params, config, kernel = self.params, self.config, target.own_kernel
+        params, config, kernel = self.params, self.config, program.own_kernel
         held_before = account_side(account.lots) if config.opposite == "close" else None
 
         @kernel
@@ -267,10 +270,10 @@ class PerpEnv:
         features = scale_features(known, self.market.scaler_mean, self.market.scaler_scale)
         return jnp.concatenate([features, view])
 
-    def _by_row(self, function: Callable[..., Array], target: Target, *args: tuple[int, Any]) -> Array:
+    def _each_env(self, function: Callable[..., Array], program: Program, *args: tuple[int, Any]) -> Array:
         """A method of one environment, for each of a batch; the arguments come with their batch axes."""
         axes, values = zip(*args, strict=True)
-        if target.num_envs is None:
+        if program.num_envs is None:
             return function(self, *values)
         return jax.vmap(function, (env_axes(self), *axes))(self, *values)
 
@@ -322,4 +325,4 @@ def _pay(wallet: Money, paid: tuple[Array, ...], received: tuple[Array, ...] = (
 
 @batched_by(step_rows(lambda env, *args: step_batch(VecEnv(env).target(args[0]))(env, *args)))
 def _step_one(env: PerpEnv, state: State, action: Array) -> State:
-    return env.step_batch(state, action, Target(default_platform()))
+    return env.step_batch(state, action, Program(default_platform()))

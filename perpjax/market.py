@@ -14,7 +14,7 @@ from perpjax._grid import BAR_MS, MAX_CANDLES
 from perpjax._pytree import pytree
 from perpjax.instrument import Instrument
 from perpjax.rules.bar import Bar
-from perpjax.xla.kernels import Target, default_platform
+from perpjax.xla.kernels import Program, default_platform
 from perpjax.xla.rows import LINE, prefetch_row, take_columns, take_row
 
 
@@ -87,14 +87,16 @@ class Market:
             f"  {len(self.feature_names)} features; mark: {'its own candles' if self.has_mark else 'the last price'}"
         )
 
-    def bar(self, t: Int[Array, "..."], halted: Bool[Array, "..."] | bool = False, target: Target | None = None) -> Bar:
+    def bar(
+        self, t: Int[Array, "..."], halted: Bool[Array, "..."] | bool = False, program: Program | None = None
+    ) -> Bar:
         """Bar t, cut out in one piece; t is 0 .. N - 1, and not checked. Axes of a batch of bars come last.
 
         Args:
           halted: where nothing trades and no funding settles.
-          target: the program that reads the bar.
+          program: the program that reads the bar.
         """
-        columns = take_columns(self.rows, t + 1, slice(0, self._columns + 2), target or Target(default_platform()))
+        columns = take_columns(self.rows, t + 1, slice(0, self._columns + 2), program or Program(default_platform()))
         halted = jnp.broadcast_to(halted, jnp.shape(t))
         return Bar(columns, halted, self.candles_per_bar, self.has_mark, axis=-1 - jnp.ndim(t))
 
@@ -108,9 +110,9 @@ class Market:
         """Features known at the open of bar t, unscaled."""
         return take_row(self.rows, t, self._features)
 
-    def prefetch_known(self, t: Int[Array, "..."], after: Float[Array, "..."], target: Target) -> Int[Array, "..."]:
+    def prefetch_known(self, t: Int[Array, "..."], after: Float[Array, "..."], program: Program) -> Int[Array, "..."]:
         """`t`, once the row that `known` reads is in a CPU's cache. See `xla.rows.prefetch_row`."""
-        return prefetch_row(self.rows, t, self._features, target, after)
+        return prefetch_row(self.rows, t, self._features, program, after)
 
     @property
     def candles(self) -> Float[Array, "N columns"]:

@@ -77,10 +77,10 @@ class Ledger:
     """Lots held for as long as they may be."""
     ambiguous: Int[Array, ""]
     """Lots that ended in a candle that reached several of their levels, with an open that decided nothing."""
-    refused: Int[Array, "verdicts"]
+    verdicts: Int[Array, "verdicts"]
     """Orders that met each `Verdict`, HOLD and ACCEPTED included."""
     verdict_axis: int = -1
-    """The axis of `refused` (static): -2 in the state of a `VecEnv`."""
+    """The axis of `verdicts` (static): -2 in the state of a `VecEnv`."""
 
 
 SUMS = ("fees", "funding", "realised", "liquidation_losses", "traded_notional", "slippage", "gap_losses", "forgiven")
@@ -146,7 +146,7 @@ def open_account(initial_equity: Float[Array, ""], max_lots: int) -> Account:
         **{name: zeros(jnp.float32) for name in SUMS},
         low=tuple(zeros(jnp.float32) for _ in SUMS),
         **{name: zeros(jnp.int32) for name in EVENTS},
-        refused=zeros(jnp.int32, len(Verdict)),
+        verdicts=zeros(jnp.int32, len(Verdict)),
     )
     return Account(jnp.array(initial_equity, jnp.float32), zeros(jnp.float32), lots, ledger)
 

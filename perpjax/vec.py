@@ -14,7 +14,7 @@ from perpjax._pytree import pytree
 from perpjax.params import EnvParams
 from perpjax.rules.orders import ActionLike, to_array
 from perpjax.state import Ledger, Lots, State
-from perpjax.xla import Target, batched_by, default_platform, differentiable, where_rows
+from perpjax.xla import Program, batched_by, default_platform, differentiable, where_rows
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Env(Protocol):
 
     A wrapper is a pytree and holds the environment in the field `env`. The innermost environment may have two methods
     more. `liquidation_value(state)`, of a state without its ledger: without it an episode's is its equity.
-    `step_batch(state, action, target)`, which steps a whole batch: without it `VecEnv` uses `jax.vmap`.
+    `step_batch(state, action, program)`, which steps a whole batch: without it `VecEnv` uses `jax.vmap`.
     """
 
     def reset(self, key: Array, start: int | Int[Array, ""] | None = None) -> State: ...
@@ -113,23 +113,23 @@ class AutoReset:
     def step(self, state: EpisodeState, action: ActionLike) -> EpisodeState:
         """As the wrapped environment's `step`; never absorbed."""
         if isinstance(self.env, VecEnv):
-            return _advance_batch(self.env.target(state))(self, state, to_array(action))
+            return _advance_batch(self.env.program(state))(self, state, to_array(action))
         return as_one(_advance_one(self, as_one(state), to_array(action)), state.account.lots.slot_axis)
 
-    def _advance(self, state: EpisodeState, action: Array, target: Target) -> EpisodeState:
+    def _advance(self, state: EpisodeState, action: Array, program: Program) -> EpisodeState:
         started = state.terminated | state.truncated
         # A GPU reads equity and flags here, and need not keep them while it writes the new ones.
-        started, peak = target.store((started, jnp.where(started, state.equity, state.episode.peak)))
+        started, peak = program.store((started, jnp.where(started, state.equity, state.episode.peak)))
         running = jnp.zeros_like(started)
         stepped = self.env.step(_plain(state, terminated=running, truncated=running), action)
         done = stepped.terminated | stepped.truncated
         resets = state.resets + done
-        fresh, liquidation_value = self._reset_where(done, _plain(stepped), resets, target)
+        fresh, liquidation_value = self._reset_where(done, _plain(stepped), resets, program)
         episode = state.episode.after(stepped, started, peak, liquidation_value)
         return own_buffers(EpisodeState(**vars(fresh), final_obs=stepped.obs, episode=episode, resets=resets))
 
     def _reset_where(
-        self, done: Bool[Array, "..."], state: State, number: Int[Array, "..."], target: Target
+        self, done: Bool[Array, "..."], state: State, number: Int[Array, "..."], program: Program
     ) -> tuple[State, Float[Array, "..."]]:
         """A fresh episode where `done`, the state elsewhere. Key, reward and flags stay.
 
@@ -147,9 +147,9 @@ class AutoReset:
             return fresh, inner.liquidation_value(old[0]) if hasattr(inner, "liquidation_value") else old[1]
 
         old = strip(state), state.equity
-        if target.num_envs is None and target.loops:
+        if program.num_envs is None and program.loops:
             fresh, value = lax.cond(done, begin, lambda old, *_: old, old, self.env, state.key, number)
-        elif target.num_envs is None:
+        elif program.num_envs is None:
             new = begin(old, self.env, state.key, number)
             fresh, value = jax.tree.map(functools.partial(jnp.where, done), new, old)
         else:
@@ -157,11 +157,11 @@ class AutoReset:
             # The rows are states of one environment in either layout of the batch.
             old, batch = as_one(old), as_one(batch)
             axes = batch, env_axes(env), 0, 0
-            fresh, value = where_rows(done, begin, old, env, state.key, number, target=target, axes=axes)
+            fresh, value = where_rows(done, begin, old, env, state.key, number, program=program, axes=axes)
         # A fresh ledger is all zeros. The episode keeps the old one, so a select costs no more than the copy would.
-        refused = jnp.where(jnp.expand_dims(done, ledger.verdict_axis), 0, ledger.refused)
-        others = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), ledger.replace(refused=None))
-        ledger = others.replace(refused=refused)
+        verdicts = jnp.where(jnp.expand_dims(done, ledger.verdict_axis), 0, ledger.verdicts)
+        others = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), ledger.replace(verdicts=None))
+        ledger = others.replace(verdicts=verdicts)
         fresh = fresh.replace(**kept, account=fresh.account.replace(ledger=ledger))
         return as_one(fresh, layout), value
 
@@ -170,7 +170,7 @@ class AutoReset:
 class VecEnv:
     """Many environments at once: `jax.vmap`, but with the batch of lots on the last axis.
 
-    So `state.account.lots` has fields of [lots, num_envs] and `ledger.refused` is [verdicts, num_envs], where a plain
+    So `state.account.lots` has fields of [lots, num_envs] and `ledger.verdicts` is [verdicts, num_envs], where a plain
     `jax.vmap(env.step)` has [num_envs, lots] and [num_envs, verdicts]; all else is the same. Vector units and a GPU's
     threads read numbers of one kind side by side. `one` gives the state of a single environment, `by_row` that of a
     plain batch.
@@ -218,13 +218,13 @@ class VecEnv:
         _check_params(self.env, num_envs)
         key, state = state.key, state.replace(key=None)
         if _steps_batches(self.env):
-            return step_batch(self.target(state))(self.env, state, actions).replace(key=key)
+            return step_batch(self.program(state))(self.env, state, actions).replace(key=key)
         layout, axes = state.account.lots.slot_axis, self.axes(state)
         state, axes = as_one(state), as_one(axes)
         step = jax.vmap(lambda env, *args: env.step(*args), (env_axes(self.env), axes, 0), axes)
         return as_one(step(self.env, state, actions).replace(key=key), layout)
 
-    def target(self, state: State) -> Target:
+    def program(self, state: State) -> Program:
         """The program of one step of these environments.
 
         Raises:
@@ -235,7 +235,7 @@ class VecEnv:
             raise ValueError(f"chunk_size {chunk} does not divide the number of environments, {size}")
         if chunk is None and platform == "cpu" and size >= CHUNKED and size % CHUNK == 0:
             chunk = CHUNK
-        return Target(platform, size, None if chunk == size else chunk)
+        return Program(platform, size, None if chunk == size else chunk)
 
     @staticmethod
     def axes(state: T) -> T:
@@ -245,7 +245,7 @@ class VecEnv:
             if isinstance(part, Lots):
                 return jax.tree.map(lambda _: -1 if part.slot_axis == -2 else 0, part)
             if isinstance(part, Ledger):
-                return jax.tree.map(lambda _: 0, part).replace(refused=-1 if part.verdict_axis == -2 else 0)
+                return jax.tree.map(lambda _: 0, part).replace(verdicts=-1 if part.verdict_axis == -2 else 0)
             return 0
 
         return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
@@ -287,7 +287,7 @@ def with_layout(state: T, axis: int) -> T:
         if isinstance(part, Lots) and part.slot_axis != axis:
             return jax.tree.map(turn, part).replace(slot_axis=axis)
         if isinstance(part, Ledger) and part.verdict_axis != axis:
-            return part.replace(refused=turn(part.refused), verdict_axis=axis)
+            return part.replace(verdicts=turn(part.verdicts), verdict_axis=axis)
         return part
 
     return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, Lots | Ledger))
@@ -348,31 +348,31 @@ def _steps_batches(env: Env) -> bool:
 
 
 @functools.cache
-def step_batch(target: Target) -> Callable[[Env, State, Array], State]:
+def step_batch(program: Program) -> Callable[[Env, State, Array], State]:
     """The compiled step of a batch; it has derivatives."""
 
-    def step(target: Target) -> Callable[[Env, State, Array], State]:
-        return lambda env, state, action: env.step_batch(state, action, target)
+    def step(program: Program) -> Callable[[Env, State, Array], State]:
+        return lambda env, state, action: env.step_batch(state, action, program)
 
-    return jax.jit(differentiable(step(target), step(dataclasses.replace(target, chunk=None, loops=False))))
+    return jax.jit(differentiable(step(program), step(dataclasses.replace(program, chunk=None, loops=False))))
 
 
 @functools.cache
-def _advance_batch(target: Target) -> Callable[[AutoReset, EpisodeState, Array], EpisodeState]:
+def _advance_batch(program: Program) -> Callable[[AutoReset, EpisodeState, Array], EpisodeState]:
     """The compiled auto-reset step of a batch; it has derivatives."""
 
     def advance(loops: bool) -> Callable[[AutoReset, EpisodeState, Array], EpisodeState]:
-        return lambda env, state, action: env._advance(state, action, dataclasses.replace(target, loops=loops))
+        return lambda env, state, action: env._advance(state, action, dataclasses.replace(program, loops=loops))
 
     return jax.jit(differentiable(advance(True), advance(False)))
 
 
 @batched_by(
     step_rows(lambda env, *args: AutoReset(VecEnv(env.env)).step(*args)),
-    plain=lambda env, *args: env._advance(*args, Target(default_platform(), loops=False)),
+    plain=lambda env, *args: env._advance(*args, Program(default_platform(), loops=False)),
 )
 def _advance_one(env: AutoReset, state: EpisodeState, action: Array) -> EpisodeState:
-    return env._advance(state, action, Target(default_platform()))
+    return env._advance(state, action, Program(default_platform()))
 
 
 def _check_params(env: Env, num_envs: int) -> None:

@@ -229,4 +229,4 @@ def assert_same_states(got: State, wanted: State) -> None:
 
 def verdicts(state: State) -> dict[str, int]:
     """How many orders met each verdict, those that none met left out."""
-    return {v.name: int(n) for v, n in zip(Verdict, state.account.ledger.refused, strict=True) if n}
+    return {v.name: int(n) for v, n in zip(Verdict, state.account.ledger.verdicts, strict=True) if n}

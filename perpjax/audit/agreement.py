@@ -68,7 +68,7 @@ class Seen:
         self.levels = np.stack([getattr(lots, name) for name in LEVELS], -1).astype(np.float64).tolist()
         self.margins = lots.margin.astype(np.float64).tolist()
         self.counts = np.stack([getattr(ledger, name) for name in EVENTS], -1).tolist()
-        self.refused = ledger.refused.tolist()
+        self.verdicts = ledger.verdicts.tolist()
         sums = np.stack([getattr(ledger, name) for name in MONEY], -1).astype(np.float64) + np.stack(ledger.low, -1)
         self.wallet = states.account.wallet.astype(np.float64) + states.account.wallet_low
         self.money = np.column_stack([sums, self.wallet]).tolist()
@@ -91,8 +91,8 @@ def disagreement(twin: Twin, seen: Seen, row: int, before: "Before") -> str:
     counts = [getattr(ledger, name) for name in EVENTS]
     if counts != seen.counts[row]:
         return f"{', '.join(EVENTS)}: {counts} and {seen.counts[row]}"
-    if ledger.refused != seen.refused[row]:
-        return f"verdicts: {ledger.refused} and {seen.refused[row]}"
+    if ledger.verdicts != seen.verdicts[row]:
+        return f"verdicts: {ledger.verdicts} and {seen.verdicts[row]}"
     if (told.t, told.terminated, told.truncated) != seen.flags[row]:
         return f"clock and flags: {(told.t, told.terminated, told.truncated)} and {seen.flags[row]}"
     for lot, margin in zip(told.lots, seen.margins[row], strict=True):
@@ -166,7 +166,7 @@ def take_over(twin: Twin, states: State, seen: Seen) -> None:
     twin.load(
         t=t, end=states.end[0], wallet=seen.wallet[0],
         lots={name: getattr(states.account.lots, name)[0] for name in LOT_FIELDS},
-        ledger=ledger | {"refused": seen.refused[0]}, terminated=terminated, truncated=truncated,
+        ledger=ledger | {"verdicts": seen.verdicts[0]}, terminated=terminated, truncated=truncated,
     )  # fmt: skip
     twin.state.reward = seen.reward[0]
 
@@ -259,5 +259,5 @@ def tell(twin: Twin) -> tuple[float, float, float, np.ndarray]:
 def read_events(twin: Twin) -> Counter:
     """Return the counts of the ledger and of the verdicts."""
     ledger = twin.state.ledger
-    verdicts = zip(Verdict, ledger.refused, strict=True)
+    verdicts = zip(Verdict, ledger.verdicts, strict=True)
     return Counter({name: getattr(ledger, name) for name in EVENTS} | {v.name: n for v, n in verdicts})

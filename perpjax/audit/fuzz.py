@@ -27,7 +27,7 @@ from perpjax.params import EnvConfig
 from perpjax.rules.orders import hold_action, sample_action
 from perpjax.state import SUMS, Ledger, Lots, State, add, unrealised
 from perpjax.vec import env_axes
-from perpjax.xla import Target, default_platform, where_rows
+from perpjax.xla import Program, default_platform, where_rows
 
 CHUNK = 256
 """Steps of every environment in one call from the host."""
@@ -71,7 +71,7 @@ def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Arra
         "leverage within its limit": jnp.all(~held | (lots.leverage >= 1) & (lots.leverage <= params.max_leverage)),
         "counts and fees never fall": _never_fall(before.account.ledger, ledger),
         "opened = ended + held": ledger.opened == sum(getattr(ledger, n) for n in _ENDS) + jnp.sum(held),
-        "one verdict an order": jnp.sum(ledger.refused) == jnp.sum(before.account.ledger.refused) + 1,
+        "one verdict an order": jnp.sum(ledger.verdicts) == jnp.sum(before.account.ledger.verdicts) + 1,
         "wallet = initial + realised - fees - funding - losses": _balances(after, params.initial_equity),
         "equity = wallet + unrealised": jnp.abs(after.equity - wallet - unrealised(lots, mark, tick_value))
         <= MONEY * size,
@@ -79,7 +79,7 @@ def check_step(env: PerpEnv, before: State, after: State) -> dict[str, Bool[Arra
         & (after.terminated == (after.equity <= params.ruin_fraction * params.initial_equity))
         & (after.truncated == (~after.terminated & (after.t >= after.end))),
         "reward = log return, less penalties": jnp.where(
-            env.config.reward == "shaped", after.reward <= gain + noise, jnp.abs(after.reward - gain) <= noise
+            env.config.reward == "log_return", jnp.abs(after.reward - gain) <= noise, after.reward <= gain + noise
         ),
         "free money not negative": free >= -MONEY * size,
         "lots cost no more than margins and fees": stillborn | (free >= was_free - paid - MONEY * size),
@@ -108,7 +108,7 @@ def _are_tidy(lots: Lots, held: Bool[Array, "lots"]) -> Bool[Array, ""]:
 
 def _never_fall(before: Ledger, after: Ledger) -> Bool[Array, ""]:
     money = (name for name in SUMS if name not in ("funding", "realised"))
-    names = (*_ENDS, "opened", "ambiguous", "refused", *money)
+    names = (*_ENDS, "opened", "ambiguous", "verdicts", *money)
     return functools.reduce(jnp.logical_and, (jnp.all(getattr(after, n) >= getattr(before, n)) for n in names))
 
 
@@ -151,7 +151,7 @@ def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tu
       The states; the numbers of ended episodes, ruined episodes and liquidated lots; the failures of each check.
     """
 
-    target = Target(default_platform(), calm.shape[0])
+    program = Program(default_platform(), calm.shape[0])
 
     def one(env: PerpEnv, state: State, calm: Array, key: Array):
         key_idle, key_action, key_reset = jax.random.split(key, 3)
@@ -167,7 +167,7 @@ def play(env: PerpEnv, states: State, calm: Array, key: Array, steps: int) -> tu
         keys, axes = jax.random.split(key, calm.shape[0]), env_axes(env)
         after, resets, done, events, failed = jax.vmap(one, (axes, 0, 0, 0))(env, states, calm, keys)
         states = where_rows(
-            done, lambda _, env, key: env.reset(key), after, env, resets, target=target, axes=(0, axes, 0)
+            done, lambda _, env, key: env.reset(key), after, env, resets, program=program, axes=(0, axes, 0)
         )
         return states, (jnp.sum(events, axis=0), jax.tree.map(jnp.sum, failed))
 

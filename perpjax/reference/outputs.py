@@ -28,6 +28,8 @@ def reward(s: TwinState, m: TwinMarket, p: TwinParams, equity_before: float, bef
     log_return = math.log(max(s.equity, floor) / max(equity_before, floor))
     if p.reward == "log_return":
         return log_return
+    if p.reward != "shaped":
+        raise ValueError(f"reward = {p.reward!r}: the twin knows log_return and shaped")
     mark, close = float(m.mark_close[s.t, -1]), float(m.close[s.t, -1])
     notional = sum(lot.quantity * mark * m.tick_value for lot in s.lots if lot is not None)
     risk = notional / max(s.equity, floor) * float(m.atr[s.t + 1]) / close

@@ -211,10 +211,10 @@ class Ledger:
     closed: int = 0
     liquidated: int = 0
     ambiguous: int = 0
-    refused: list[int] = field(default_factory=lambda: [0] * len(Verdict))  # orders by verdict
+    verdicts: list[int] = field(default_factory=lambda: [0] * len(Verdict))  # orders by verdict
 
     def copy(self) -> Ledger:
-        return replace(self, refused=list(self.refused))
+        return replace(self, verdicts=list(self.verdicts))
 
 
 @dataclass

@@ -71,7 +71,7 @@ class Twin:
           t, end: bars.
           wallet: quote, the whole compensated sum (wallet + wallet_low).
           lots: the fields of `Lot` by name, each [max_lots]. A slot of quantity 0 is free.
-          ledger: the entries of `Ledger` by name, `refused` as a sequence. None: all 0.
+          ledger: the entries of `Ledger` by name, `verdicts` as a sequence. None: all 0.
         """
         names = [name for name in Lot.__dataclass_fields__ if name != "settlements"]
         kinds = {name: int if name in ("side", "age") else float for name in names}
@@ -104,7 +104,7 @@ class Twin:
         self._settle_funding()  # 1
         self._check_opening()  # 2
         verdict = self._trade(order)  # 3, 4, 5, 6
-        s.ledger.refused[verdict] += 1
+        s.ledger.verdicts[verdict] += 1
         s.events.append(("verdict", verdict.name))
         for k in range(m.candles):  # 7
             if m.valid[t, k]:

@@ -121,7 +121,8 @@ class LiveThrough:
         touch = first_touch(self.paths, bar, lot, side, self.intrabar)
         due = held & is_due(lot.age + 1, self.params) & bar.any_valid()
         reason = jnp.where((touch.reason == ExitReason.NONE) & due, ExitReason.TIMED_OUT, touch.reason)
-        # A resting stop or target that the first open has reached is filled before the order that comes there.
+        # A resting stop or target that the first open has reached is filled before a CLOSE, which comes at that open.
+        # `touch` does not tell it: a level reached later in candle 0 comes after the CLOSE.
         opened = side * bar.open[0]
         resting = (opened <= side * lot.stop) | (opened > side * lot.target)
         reason = jnp.where(closes & held & ~resting, ExitReason.CLOSED, reason)

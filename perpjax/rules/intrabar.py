@@ -62,11 +62,11 @@ def resolve(bar: Bar, lots: Lots, side: Float[Array, "..."], rule: Intrabar) -> 
     return first_touch(signed_paths(bar, side), bar, lots, side, rule)
 
 
-def signed_paths(bar: Bar, side: Float[Array, "..."], by_row: Callable = lambda function: function) -> Paths:
+def signed_paths(bar: Bar, side: Float[Array, "..."], each_candle: Callable = lambda function: function) -> Paths:
     """The extremes of a bar's candles, seen from one side.
 
     Args:
-      by_row: applies a function of one candle to all of them; by default it broadcasts.
+      each_candle: applies a function of one candle to all of them; by default it broadcasts.
     """
 
     def sign(of_long: Array, of_short: Array, unreachable: float) -> Candles:
@@ -74,7 +74,7 @@ def signed_paths(bar: Bar, side: Float[Array, "..."], by_row: Callable = lambda 
             valid = (traded > 0) & ~bar.halted
             return jnp.where(valid, side * jnp.where(side > 0, of_long, of_short), unreachable)
 
-        return by_row(signed)(bar.traded, of_long, of_short)
+        return each_candle(signed)(bar.traded, of_long, of_short)
 
     mark_worst = sign(bar.mark_low, bar.mark_high, jnp.inf) if bar.has_mark else None
     return Paths(sign(bar.low, bar.high, jnp.inf), sign(bar.high, bar.low, -jnp.inf), mark_worst)

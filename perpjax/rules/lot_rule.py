@@ -9,6 +9,10 @@ from perpjax.state import Lots
 class LotRule(Protocol):
     """One moment of a bar, for one lot. `xla.over_lots` applies it to every lot of an account.
 
+    First each function of `decide` finds a fact about the lot, such as its payment or its fill. Then `apply` makes the
+    new lot and its share of the totals from the facts. They are apart for speed: a CPU computes each fact once, and
+    not anew for every number that needs it.
+
     The lot's fields may have any shape [...]: a rule only broadcasts.
 
     Attributes:

@@ -98,7 +98,7 @@ def at_liquidation(
     return (level > 0) & (side * (mark - level) <= 0)
 
 
-class Opening(NamedTuple):
+class OpeningTotals(NamedTuple):
     """Funding and the opening check, summed over an account's lots."""
 
     funding: Float[Array, "..."]
@@ -153,11 +153,11 @@ class SettleAndCheck:
         _, _, level = settled
         return (lot.quantity > 0) & self.bar.is_valid(0) & at_liquidation(lot.side, self.bar.mark_open[0], level)
 
-    def apply(self, lot: Lots, settled: tuple[Array, Array, Array], liquidated: Array) -> tuple[Lots, Opening]:
+    def apply(self, lot: Lots, settled: tuple[Array, Array, Array], liquidated: Array) -> tuple[Lots, OpeningTotals]:
         """The lot after the open of the bar."""
         paid, margin, liquidation = settled
         profit = gain(lot, self.bar.mark_before)
-        share = Opening(
+        share = OpeningTotals(
             funding=paid,
             losses=jnp.where(liquidated, margin, 0),
             unrealised_before=profit,

@@ -3,11 +3,11 @@
 `perpjax.rules` holds the meaning of a bar and never imports this package.
 """
 
-from perpjax.xla.kernels import Target, default_platform
+from perpjax.xla.kernels import Program, default_platform
 from perpjax.xla.over_lots import over_lots
-from perpjax.xla.rows import by_row, in_chunks, where_rows
+from perpjax.xla.rows import each_row, in_chunks, where_rows
 from perpjax.xla.transforms import batched_by, differentiable
 
 __all__ = [
-    "Target", "batched_by", "by_row", "default_platform", "differentiable", "in_chunks", "over_lots", "where_rows",
+    "Program", "batched_by", "default_platform", "differentiable", "each_row", "in_chunks", "over_lots", "where_rows",
 ]  # fmt: skip

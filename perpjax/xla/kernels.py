@@ -25,7 +25,7 @@ def default_platform() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class Program:
     """The program that a step becomes part of.
 
     Attributes:

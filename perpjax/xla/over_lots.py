@@ -14,7 +14,7 @@ from perpjax._arrays import fold
 from perpjax._pytree import pytree
 from perpjax.rules.lot_rule import LotRule
 from perpjax.state import LOT_FIELDS, Lots
-from perpjax.xla.kernels import Target
+from perpjax.xla.kernels import Program
 
 NO_SLOT = 2**30
 """More than any slot."""
@@ -36,7 +36,7 @@ class Insert(NamedTuple):
 
 
 def over_lots(
-    rule: LotRule, lots: Lots, target: Target, insert: Insert | None = None
+    rule: LotRule, lots: Lots, program: Program, insert: Insert | None = None
 ) -> tuple[Lots, Any, Int[Array, "..."] | None]:
     """Apply a rule to every lot of every account.
 
@@ -52,10 +52,10 @@ def over_lots(
     """
     others = {name: getattr(lots, name) for name in LOT_FIELDS if name not in rule.fields}
     axis, age, lots = lots.slot_axis, lots.age, lots.replace(**dict.fromkeys(others), slot_axis=-1)
-    if target.slot_by_slot:
-        lots, totals, free = _slot_by_slot(rule, lots, age, target, insert)
+    if program.slot_by_slot:
+        lots, totals, free = _slot_by_slot(rule, lots, age, program, insert)
     else:
-        lots, totals, free = _all_at_once(rule, lots, target, insert)
+        lots, totals, free = _all_at_once(rule, lots, program, insert)
     return lots.replace(**others, slot_axis=axis), totals, free
 
 
@@ -96,16 +96,16 @@ def _nothing(shapes: Any) -> Any:
 
 
 def _slot_by_slot(
-    rule: LotRule, lots: Lots, age: Array, target: Target, insert: Insert | None
+    rule: LotRule, lots: Lots, age: Array, program: Program, insert: Insert | None
 ) -> tuple[Lots, Any, Array | None]:
     slots = lots.quantity.shape[0]
 
-    @target.own_kernel
+    @program.own_kernel
     def read_slot(lots: Lots, slot: Array) -> Lots:
         lot = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, slot, keepdims=False), lots)
         return insert.into(lot, slot) if insert else lot
 
-    @target.own_kernel
+    @program.own_kernel
     def count_used(quantity: Array, age: Array) -> Array:
         # A lot that the opening check has liquidated has no quantity any more, but its slot is not empty yet.
         return fold(jnp.maximum, jnp.where((quantity > 0) | (age > 0), _slot_numbers(lots) + 1, 0))
@@ -113,7 +113,7 @@ def _slot_by_slot(
     @jax.jit  # traced once, for the shapes of the totals and for the totals
     def visit(lots: Lots, slot: Array) -> tuple[Any, Array, dict[str, Array]]:
         lot = read_slot(lots, slot)
-        new, totals, free = _apply(rule, lot, _decide(rule, lot, target, lambda lot: lot), slot, slots)
+        new, totals, free = _apply(rule, lot, _decide(rule, lot, program, lambda lot: lot), slot, slots)
         changed = [n for n in rule.fields if insert or getattr(new, n) is not getattr(lot, n)]
         return totals, free, {n: getattr(new, n) for n in changed}
 
@@ -132,14 +132,14 @@ def _slot_by_slot(
     return lax.while_loop(lambda carry: carry[0] < last, visit_next, (jnp.int32(0), lots, start, free))[1:]
 
 
-def _all_at_once(rule: LotRule, lots: Lots, target: Target, insert: Insert | None) -> tuple[Lots, Any, Array | None]:
+def _all_at_once(rule: LotRule, lots: Lots, program: Program, insert: Insert | None) -> tuple[Lots, Any, Array | None]:
     """The totals are written out lot by lot: a GPU stores nothing for them."""
     slots = lots.quantity.shape[0]
 
     def read(lots: Lots, slot: Any) -> Lots:
         return insert.into(lots, slot) if insert else lots
 
-    facts = _decide(rule, lots, target, lambda lots: read(lots, _slot_numbers(lots)))
+    facts = _decide(rule, lots, program, lambda lots: read(lots, _slot_numbers(lots)))
 
     def add_up(lots: Lots, facts: tuple) -> tuple[Any, Array | None]:
         def share(slot: int) -> tuple[Any, Array]:
@@ -152,13 +152,13 @@ def _all_at_once(rule: LotRule, lots: Lots, target: Target, insert: Insert | Non
     leaves, tree = jax.tree.flatten(jax.eval_shape(add_up, lots, facts))
     sums = []
     for i in range(0, len(leaves), RESULTS):
-        some = target.own_kernel(lambda *args, i=i: jax.tree.leaves(add_up(*args))[i : i + RESULTS])
+        some = program.own_kernel(lambda *args, i=i: jax.tree.leaves(add_up(*args))[i : i + RESULTS])
         sums += some(lots, facts)
     new = rule.apply(read(lots, _slot_numbers(lots)), *_as_flags(facts))[0]
     return new, *jax.tree.unflatten(tree, sums)
 
 
-def _decide(rule: LotRule, lots: Lots, target: Target, read: Callable[[Lots], Lots]) -> tuple:
+def _decide(rule: LotRule, lots: Lots, program: Program, read: Callable[[Lots], Lots]) -> tuple:
     """The facts about the lots, each in a kernel that reads the lots anew. A flag is stored as a byte."""
     stored = ()
     for decision in rule.decide:
@@ -168,7 +168,7 @@ def _decide(rule: LotRule, lots: Lots, target: Target, read: Callable[[Lots], Lo
             return jax.tree.map(lambda x: x.astype(jnp.int8) if x.dtype == bool else x, fact)
 
         find.__qualname__ = decision.__qualname__  # its name in profiles
-        stored = (*stored, target.own_kernel(find)(lots, stored))
+        stored = (*stored, program.own_kernel(find)(lots, stored))
     return stored
 
 

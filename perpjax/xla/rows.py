@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, UInt32
 
 from perpjax._pytree import pytree
-from perpjax.xla.kernels import Target
+from perpjax.xla.kernels import Program
 
 T = TypeVar("T")
 
@@ -42,14 +42,14 @@ class PaddedRows:
         return self.array[rows, ..., : self.size]
 
 
-def pad_rows(x: Num[Array, "rows ..."], target: Target) -> Num[Array, "rows ..."] | PaddedRows:
+def pad_rows(x: Num[Array, "rows ..."], program: Program) -> Num[Array, "rows ..."] | PaddedRows:
     """The rows of a batch, padded if many environments on a CPU would read them a multiple of a page apart."""
-    if not target.slot_by_slot or x.shape[-1] % PAGE:
+    if not program.slot_by_slot or x.shape[-1] % PAGE:
         return x
     return PaddedRows(jnp.pad(x, ((0, 0), (0, LINE))), x.shape[-1])
 
 
-def by_row(target: Target) -> Callable[[Callable[..., Array]], Callable[..., Any]]:
+def each_row(program: Program) -> Callable[[Callable[..., Array]], Callable[..., Any]]:
     """Apply a function of one row to all rows of some arrays; the function must broadcast.
 
     A CPU is given all rows at once, which is less code. A GPU is given one row after the other: it then computes each
@@ -57,8 +57,8 @@ def by_row(target: Target) -> Callable[[Callable[..., Array]], Callable[..., Any
     """
 
     def apply(function: Callable[..., Array]) -> Callable[..., Any]:
-        if target.on_cpu:
-            return lambda *rows: pad_rows(function(*rows), target)
+        if program.on_cpu:
+            return lambda *rows: pad_rows(function(*rows), program)
         return lambda *rows: jnp.stack([function(*row) for row in zip(*rows, strict=True)])
 
     return apply
@@ -71,23 +71,23 @@ def take_row(table: Num[Array, "rows width"], index: Int[Array, ""], columns: sl
 
 
 def take_columns(
-    table: Num[Array, "rows width"], index: Int[Array, "..."], columns: slice, target: Target
+    table: Num[Array, "rows width"], index: Int[Array, "..."], columns: slice, program: Program
 ) -> Num[Array, "columns ..."] | PaddedRows:
     """Some columns of some rows."""
 
-    @target.own_kernel
+    @program.own_kernel
     def take(table: Array, index: Array) -> Array:
         row = jnp.vectorize(lambda i: take_row(table, i, columns), signature="()->(c)")
-        return pad_rows(jnp.moveaxis(row(index), -1, 0), target)
+        return pad_rows(jnp.moveaxis(row(index), -1, 0), program)
 
-    return take(table, prefetch_row(table, index, columns, target))
+    return take(table, prefetch_row(table, index, columns, program))
 
 
 def prefetch_row(
     table: Num[Array, "rows width"],
     index: Int[Array, "..."],
     columns: slice,
-    target: Target,
+    program: Program,
     after: Float[Array, "..."] | None = None,
 ) -> Int[Array, "..."]:
     """`index`, once a CPU has read one number of each cache line of these columns: the gather then finds them in cache.
@@ -97,11 +97,11 @@ def prefetch_row(
     Args:
       after: computed first. Otherwise XLA prefetches as soon as it knows the index, and the cache may lose the lines.
     """
-    if not target.on_cpu:
+    if not program.on_cpu:
         return index
     waiting = () if after is None else (after,)
 
-    @target.own_kernel
+    @program.own_kernel
     def read(table: Array, index: Array, *after: Array) -> Array:
         row = _not_from_the_end(index)
         lines = range(columns.start, columns.stop, LINE)
@@ -122,7 +122,7 @@ def where_rows(
     function: Callable[..., T],
     otherwise: T,
     *operands: Any,
-    target: Target,
+    program: Program,
     axes: tuple[Any, ...],
 ) -> T:
     """`function(otherwise, *operands)` for the rows where `predicate` holds, `otherwise` for the others.
@@ -134,7 +134,7 @@ def where_rows(
       function: of one row of `otherwise` and of each operand; must not close over traced values.
       axes: batch axes of `otherwise` and of each operand, as `in_axes` of `jax.vmap`.
     """
-    if not target.row_by_row:
+    if not program.row_by_row:
         new = jax.vmap(function, axes, axes[0], axis_size=predicate.shape[0])(otherwise, *operands)
 
         def choose(axis: int, new: Array, old: Array) -> Array:
@@ -144,7 +144,7 @@ def where_rows(
 
     size = predicate.shape[0]
     some = min(size, LOOK)
-    alone = target.own_kernel(function)  # so a row is read before anything is put in its place
+    alone = program.own_kernel(function)  # so a row is read before anything is put in its place
     # The places of those that ask, among so many and from 1 on; XLA has the maximum of floats in a library.
     asks = jnp.pad(predicate, (0, -size % some)).reshape(-1, some)
     places = jnp.where(asks, jnp.arange(1, some + 1, dtype=jnp.float32), 0)
@@ -172,34 +172,34 @@ def where_rows(
 
 
 def in_chunks(
-    function: Callable[..., tuple[T, Array]], env: Any, state: T, action: Array, target: Target, axes: tuple
+    function: Callable[..., tuple[T, Array]], env: Any, state: T, action: Array, program: Program, axes: tuple
 ) -> tuple[T, Array]:
-    """`function(env, state, action, target)` for `target.chunk` environments after so many; the state in place.
+    """`function(env, state, action, program)` for `program.chunk` environments after so many; the state in place.
 
     Args:
       function: returns the state, and an array with the batch on the last axis.
       axes: batch axes of the environment, of the state and of the actions, as `in_axes` of `jax.vmap`.
     """
-    if target.chunk is None:
-        return function(env, state, action, target)
-    small = dataclasses.replace(target, num_envs=target.chunk, chunk=None)
+    if program.chunk is None:
+        return function(env, state, action, program)
+    small = dataclasses.replace(program, num_envs=program.chunk, chunk=None)
 
     def cut(first: Array, axes: Any, tree: Any) -> Any:
-        return map_axes(lambda axis, x: lax.dynamic_slice_in_dim(x, first, target.chunk, axis), axes, tree)
+        return map_axes(lambda axis, x: lax.dynamic_slice_in_dim(x, first, program.chunk, axis), axes, tree)
 
     def do_some(i: Array, carry: tuple[T, Array]) -> tuple[T, Array]:
         def put(axis: int, whole: Array, new: Array, old: Array | None = None) -> Array:
             return whole if new is old else lax.dynamic_update_slice_in_dim(whole, new, first, axis)
 
-        first = i * target.chunk
+        first = i * program.chunk
         # All that is read of the state is read in one kernel, so XLA keeps no copy of the old numbers.
-        old = target.own_kernel(lambda state: cut(first, axes[1], state))(carry[0])
+        old = program.own_kernel(lambda state: cut(first, axes[1], state))(carry[0])
         new, more = function(cut(first, axes[0], env), old, cut(first, axes[2], action), small)
         return map_axes(put, axes[1], carry[0], new, old), put(more.ndim - 1, carry[1], more)
 
-    shape = jax.eval_shape(functools.partial(function, target=target), env, state, action)[1]
+    shape = jax.eval_shape(functools.partial(function, program=program), env, state, action)[1]
     more = jnp.zeros(shape.shape, shape.dtype)
-    return lax.fori_loop(0, target.num_envs // target.chunk, do_some, (state, more))
+    return lax.fori_loop(0, program.num_envs // program.chunk, do_some, (state, more))
 
 
 def map_axes(function: Callable[..., Array], axes: Any, tree: T, *others: T) -> T:

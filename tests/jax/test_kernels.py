@@ -5,30 +5,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perpjax.xla import Target, default_platform
+from perpjax.xla import Program, default_platform
 
-CPU, GPU = Target("cpu", 8), Target("gpu", 8)
+CPU, GPU = Program("cpu", 8), Program("gpu", 8)
 
 
-def program(target: Target) -> str:
+def compiled_text(program: Program) -> str:
     """A sum in a kernel of its own, which two results read."""
 
     def run(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = target.own_kernel(lambda x: jnp.sin(x) + 1)(x)
+        y = program.own_kernel(lambda x: jnp.sin(x) + 1)(x)
         return y * 2, jnp.exp(y)
 
     return jax.jit(run).lower(jnp.arange(8.0)).compile().as_text()
 
 
 def test_a_kernel_of_its_own_stays_a_call():
-    assert "to_apply" in program(CPU) and program(CPU).count(" sine(") == 1
-    assert " call(" not in program(GPU)
+    assert "to_apply" in compiled_text(CPU) and compiled_text(CPU).count(" sine(") == 1
+    assert " call(" not in compiled_text(GPU)
 
 
-@pytest.mark.parametrize("target", [CPU, GPU], ids=["cpu", "gpu"])
-def test_boundaries_change_no_number(target):
+@pytest.mark.parametrize("program", [CPU, GPU], ids=["cpu", "gpu"])
+def test_boundaries_change_no_number(program):
     x, flag = jnp.linspace(-1, 1, 9), jnp.arange(9) % 2 == 0
-    got = jax.jit(lambda x, flag: target.store(target.own_kernel(lambda x, f: (x * 3, ~f))(x, flag)))(x, flag)
+    got = jax.jit(lambda x, flag: program.store(program.own_kernel(lambda x, f: (x * 3, ~f))(x, flag)))(x, flag)
     np.testing.assert_array_equal(got[0], x * 3)
     np.testing.assert_array_equal(got[1], ~flag)
     assert got[1].dtype == bool

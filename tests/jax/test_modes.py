@@ -54,7 +54,7 @@ for size in (3, 256):
         state = env.step(state, random.uniform(-1, 1, (size, 5)).astype(np.float32))
     assert {str(x.dtype) for x in jax.tree.leaves(state.replace(key=None))} == {"bool", "float32", "int32"}
     ledger = state.account.ledger
-    found[size] = [float(x.sum()) for x in (state.equity, state.obs, ledger.opened, ledger.refused, state.resets)]
+    found[size] = [float(x.sum()) for x in (state.equity, state.obs, ledger.opened, ledger.verdicts, state.resets)]
 print(json.dumps(found))
 """
 
@@ -137,6 +137,7 @@ class Watcher(PerpEnv):
         return jnp.maximum(outcome.change, -1.0) if outcome.change.ndim == 0 else jnp.nan
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Doubler(PerpEnv):
     """Wraps the step itself, and has a field of its own."""
 
@@ -191,9 +192,10 @@ def test_a_subclass_with_another_number_is_another_environment():
     market = crash_market(bars=760)
     step = jax.jit(lambda env, state: env.step(state, LONG).reward)
     rewards = [
-        step(env, env.reset(jax.random.key(0))) for env in (Doubler(market, WILD, BOX), PerpEnv(market, WILD, BOX))
+        step(env, env.reset(jax.random.key(0)))
+        for env in (Doubler(market, WILD, BOX), Doubler(market, WILD, BOX, factor=3.0), PerpEnv(market, WILD, BOX))
     ]
-    np.testing.assert_allclose(rewards[0], 2 * rewards[1], rtol=1e-6)
+    np.testing.assert_allclose(rewards[:2], [2 * rewards[2], 3 * rewards[2]], rtol=1e-6)
 
 
 # PARAMETERS WITH A BATCH AXIS

@@ -10,7 +10,7 @@ import pytest
 
 from perpjax.rules.lot_rule import LotRule
 from perpjax.state import LOT_FIELDS, Lots, open_account
-from perpjax.xla import Target, over_lots
+from perpjax.xla import Program, over_lots
 from perpjax.xla.over_lots import NO_SLOT, Insert
 
 SEVEN = [f"flag{i}" for i in range(7)]
@@ -64,13 +64,13 @@ def by_hand(lots: dict[str, np.ndarray], price: float) -> tuple[np.ndarray, dict
 
 @pytest.mark.parametrize("inserting", [False, True], ids=["lots as they are", "a lot opens"])
 @pytest.mark.parametrize(
-    ("slots", "target"),
-    [(1, Target("cpu")), (4, Target("gpu", 8)), (4, Target("cpu", 300)), (40, Target("cpu", 300)),
-     (1024, Target("cpu", 256)), (4, Target("cpu", 300, loops=False))],
+    ("slots", "program"),
+    [(1, Program("cpu")), (4, Program("gpu", 8)), (4, Program("cpu", 300)), (40, Program("cpu", 300)),
+     (1024, Program("cpu", 256)), (4, Program("cpu", 300, loops=False))],
     ids=str,
 )  # fmt: skip
-def test_a_rule_for_one_lot_is_applied_to_all(slots, target, inserting):
-    rng, batch = np.random.default_rng(slots), () if target.num_envs is None else (target.num_envs,)
+def test_a_rule_for_one_lot_is_applied_to_all(slots, program, inserting):
+    rng, batch = np.random.default_rng(slots), () if program.num_envs is None else (program.num_envs,)
     shape = (slots, *batch)
     quantity = np.where(rng.random(shape) < 0.4, rng.integers(1, 9, shape), 0).astype(np.float32)
     quantity[slots // 2 + 1 :] = 0  # no account uses the last slots
@@ -86,7 +86,7 @@ def test_a_rule_for_one_lot_is_applied_to_all(slots, target, inserting):
         at = np.where((quantity == 0).any(axis=0) & (rng.random(batch) < 0.5), free, NO_SLOT).astype(np.int32)
         new = jax.tree.map(lambda x: jnp.full(batch, 3, x.dtype), lots).replace(quantity=jnp.full(batch, 6.0))
         insert = Insert(new, jnp.asarray(at))
-    got, totals, free = jax.jit(lambda lots, insert: over_lots(Halve(jnp.float32(2)), lots, target, insert))(
+    got, totals, free = jax.jit(lambda lots, insert: over_lots(Halve(jnp.float32(2)), lots, program, insert))(
         lots, insert
     )
     for i in np.ndindex(batch):

@@ -15,12 +15,12 @@ from perpjax.market import Market
 from perpjax.params import EnvConfig, EnvParams
 from perpjax.rules.orders import CLOSE, MULTI_DISCRETE
 from perpjax.state import State
-from perpjax.xla import Target, rows, where_rows
+from perpjax.xla import Program, rows, where_rows
 from perpjax.xla.kernels import MANY
 from perpjax.xla.rows import prefetch_row
 
 CONFIG = EnvConfig(max_lots=4, episode_length=50)
-CPU = Target("cpu", 4)
+CPU = Program("cpu", 4)
 PARAMS = EnvParams(max_exposure=0.5, max_leverage=20.0)
 
 
@@ -66,7 +66,7 @@ def test_jit_equals_no_jit():
             state = plain.step(state, jnp.asarray(action))
             chex.assert_trees_all_close(unkeyed(state), unkeyed(expected), rtol=1e-5, atol=1e-5)
             ledgers = (state.account.ledger, expected.account.ledger)
-            for name in ("opened", "stopped", "liquidated", "closed", "timed_out", "refused", "ambiguous"):
+            for name in ("opened", "stopped", "liquidated", "closed", "timed_out", "verdicts", "ambiguous"):
                 chex.assert_trees_all_equal(*(getattr(x, name) for x in ledgers))
     expect(jitted[-1], opened=4, stopped=1, liquidated=1, closed=1)
 
@@ -82,7 +82,7 @@ def test_vmap_equals_a_loop(env):
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *[unkeyed(s) for s in singles])
     together = unkeyed(many)
     chex.assert_trees_all_close(together, stacked, rtol=2e-5, atol=1e-4)
-    for name in ("opened", "stopped", "targets", "liquidated", "closed", "refused"):
+    for name in ("opened", "stopped", "targets", "liquidated", "closed", "verdicts"):
         a, b = (getattr(x.account.ledger, name) for x in (together, stacked))
         chex.assert_trees_all_equal(a, b)
         assert name in ("targets", "liquidated", "closed") or a.sum() > 0
@@ -224,8 +224,8 @@ def test_prefetching_a_row_changes_no_index():
 
 
 @pytest.mark.parametrize("look", [1, 3, 16])
-@pytest.mark.parametrize("target", [CPU, dataclasses.replace(CPU, loops=False), Target("gpu", 4)], ids=str)
-def test_where_rows_computes_the_rows_that_ask(look, target, monkeypatch):
+@pytest.mark.parametrize("program", [CPU, dataclasses.replace(CPU, loops=False), Program("gpu", 4)], ids=str)
+def test_where_rows_computes_the_rows_that_ask(look, program, monkeypatch):
     monkeypatch.setattr(rows, "LOOK", look)
     x, y, z = jnp.arange(4.0), 10 + jnp.arange(8.0).reshape(2, 4), jnp.float32(5)
 
@@ -234,7 +234,7 @@ def test_where_rows_computes_the_rows_that_ask(look, target, monkeypatch):
         def new(old: tuple, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
             return old[0] * 2, old[1] + y + z
 
-        return where_rows(p, new, (x, y), y, z, target=target, axes=((0, -1), 1, None))
+        return where_rows(p, new, (x, y), y, z, program=program, axes=((0, -1), 1, None))
 
     for p in (jnp.zeros(4, bool), jnp.ones(4, bool), jnp.array([True, False, False, True])):
         chex.assert_trees_all_equal(run(p), (jnp.where(p, x * 2, x), jnp.where(p, 2 * y + z, y)))
@@ -266,7 +266,7 @@ def test_garbage_actions_never_make_a_nan():
     states = rollout(env, jax.random.key(0))
     chex.assert_tree_all_finite(unkeyed(states))
     assert int(states.account.ledger.opened[-1].sum()) > 20
-    refused = states.account.ledger.refused[-1].sum(0)
+    refused = states.account.ledger.verdicts[-1].sum(0)
     assert int(refused[0]) > 300 and int(refused.sum()) == 8 * 150
 
 

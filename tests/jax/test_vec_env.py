@@ -11,7 +11,7 @@ from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv
 from perpjax.rules.orders import MULTI_DISCRETE, Verdict
 from perpjax.state import EVENTS
 from perpjax.vec import with_layout
-from perpjax.xla import Target
+from perpjax.xla import Program
 from perpjax.xla.kernels import MANY
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -21,7 +21,7 @@ FEW, BARS = 19, 40
 
 def without_custom_vmap(env: AutoReset, state: State, action: jax.Array) -> State:
     """One step of one environment: under `jax.vmap` its operations are batched one by one."""
-    return env._advance(state, action, Target("cpu"))
+    return env._advance(state, action, Program("cpu"))
 
 
 def make_env(lots: int = 4) -> AutoReset:
@@ -55,10 +55,10 @@ def test_vec_env_equals_vmap(lots, size, chunk):
     # Three slots were in use, or all of two.
     assert (quantity[:, 2] > 0).any() if lots > 2 else (quantity > 0).all(1).any()
     assert state.account.lots.quantity.shape == (lots, size)
-    assert state.account.ledger.refused.shape == (len(Verdict), size)
+    assert state.account.ledger.verdicts.shape == (len(Verdict), size)
     expected = jax.tree.map(lambda x: x[same], wanted)
     assert_same_states(VecEnv.by_row(state), expected)
-    for name in (*EVENTS, "refused"):
+    for name in (*EVENTS, "verdicts"):
         got, want = (getattr(x.account.ledger, name) for x in (VecEnv.by_row(state), expected))
         chex.assert_trees_all_equal(got, want)
 
@@ -69,13 +69,13 @@ def test_rows_of_a_stacked_state():
     actions = np.random.default_rng(2).integers(0, MULTI_DISCRETE, (BARS, FEW, 5)).astype(np.int32)
     state, each = jax.lax.scan(lambda s, a: (env.step(s, a), s.episode), env.reset(keys), actions)
     by_row = env.by_row(state)
-    assert by_row.account.lots.entry.shape == (FEW, 4) and by_row.account.ledger.refused.shape == (FEW, len(Verdict))
+    assert by_row.account.lots.entry.shape == (FEW, 4) and by_row.account.ledger.verdicts.shape == (FEW, len(Verdict))
     chex.assert_trees_all_equal(with_layout(by_row, -2), state)
     chex.assert_trees_all_equal(env.by_row(by_row), by_row)
     assert state.episode.ledger.opened.sum() > 0
     each = jax.tree.map(np.asarray, each)
-    assert each.ledger.refused.shape == (BARS, len(Verdict), FEW)
-    np.testing.assert_array_equal(each.ledger.refused[3].T, each.ledger.refused.swapaxes(1, 2)[3])
+    assert each.ledger.verdicts.shape == (BARS, len(Verdict), FEW)
+    np.testing.assert_array_equal(each.ledger.verdicts[3].T, each.ledger.verdicts.swapaxes(1, 2)[3])
 
 
 def test_a_state_taken_out_of_a_vec_env_goes_on_alone():

@@ -184,7 +184,7 @@ def test_opening_check_comes_before_the_order(side):
     opened, closed = play(market, far, order(2))[-2:]
     expect(opened, open_lots=1)
     expect(closed, liquidated=1, closed=0, wallet=9_000, traded_notional=10_000)
-    assert closed.account.ledger.refused.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]  # CLOSE found no lot: HOLD
+    assert closed.account.ledger.verdicts.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]  # CLOSE found no lot: HOLD
     # An opposite order is no hedge any more; its lot is sized from what is left: 0.1 * 9000 = 900 of margin.
     # It is opened at 1000, and at -95 against the first lot the mark is +95 for it.
     expect(play(market, far, order(-side, stop=3.0, target=6.0))[-1], opened=2, liquidated=1, lot_margin=900.0)
@@ -234,10 +234,10 @@ def test_slots_freed_by_the_opening_check_are_used_in_the_same_bar():
     expect(state, lot_side=-1, lot_quantity=942, lot_age=1, lot_liquidation=1090)
     # A long is refused: candle 0 opens on that mark for it, too.
     state = play(market, small, small, small, order(1, stop=3.0))[-1]
-    expect(state, opened=3, liquidated=3, wallet=9_423, open_lots=0, refused=[0, 0, 0, 0, 0, 0, 0, 1, 3])
+    expect(state, opened=3, liquidated=3, wallet=9_423, open_lots=0, verdicts=[0, 0, 0, 0, 0, 0, 0, 1, 3])
     # Without the gap the fourth order is refused MAX_LOTS.
     state = play(hand_market(atr=100), small, small, small, order(1, stop=3.0))[-1]
-    expect(state, opened=3, refused=[0, 0, 1, 0, 0, 0, 0, 0, 3])
+    expect(state, opened=3, verdicts=[0, 0, 1, 0, 0, 0, 0, 0, 3])
 
 
 def test_the_last_candle_of_the_longest_bar():

@@ -50,7 +50,7 @@ def test_random_play_sees_everything(states):
     ledger = states.episode.ledger
     for name in ("opened", "stopped", "targets", "timed_out", "closed", "liquidated", "ambiguous"):
         assert getattr(ledger, name).sum() > 0, name
-    assert ledger.refused.sum((0, 1))[[0, 1, 2, 3, 4, 8]].min() > 0
+    assert ledger.verdicts.sum((0, 1))[[0, 1, 2, 3, 4, 8]].min() > 0
     assert (states.terminated | states.truncated).sum() >= 3
 
 
@@ -90,9 +90,9 @@ def test_every_lot_is_accounted_for(states):
 
 def test_each_step_meets_one_verdict_and_opens_what_it_accepts(states):
     episode = states.episode
-    chex.assert_trees_all_equal(episode.ledger.refused.sum(-1), episode.length)
+    chex.assert_trees_all_equal(episode.ledger.verdicts.sum(-1), episode.length)
     # ACCEPTED orders open a lot or close some.
-    accepted = episode.ledger.refused[..., -1]
+    accepted = episode.ledger.verdicts[..., -1]
     assert (episode.ledger.opened <= accepted).all()
 
 

@@ -73,7 +73,7 @@ def test_1_nothing_after_the_clock_is_seen():
     late[BAR, [0, 4 * k]] = opens
     late[BAR, 8 * k + 1 : 9 * k] = 0  # and all later candles of the bar are missing
     moved = jax.device_get(rollout(PerpEnv(market.with_columns(late), LOOSE, PLAIN), actions))
-    for name in ("opened", "refused", "fees"):
+    for name in ("opened", "verdicts", "fees"):
         a, b = (getattr(s.account.ledger, name)[i + 1] for s in (calm, moved))
         if name != "fees" or (calm.account.lots.quantity[i + 1] > 0).any():
             chex.assert_trees_all_equal(a, b)
@@ -200,7 +200,7 @@ def test_10_no_silent_defaults():
     # Candles in which nothing traded fill nothing: a CLOSE waits for the next valid open, and the policy is told.
     market = hand_market(invalid=[(2, k) for k in range(3)], atr=100)
     states = play(market, order(1), order(CLOSE), order(CLOSE))
-    expect(states[2], closed=0, open_lots=1, refused=[0, 1, 0, 0, 0, 0, 0, 0, 1])
+    expect(states[2], closed=0, open_lots=1, verdicts=[0, 1, 0, 0, 0, 0, 0, 0, 1])
     expect(states[3], closed=1, open_lots=0)
     # The seed reaches the generator.
     env = PerpEnv(hand_market(bars=30), FREE, EnvConfig(episode_length=2))

@@ -575,7 +575,7 @@ def test_opposite_is_about_lots_held_at_the_decision():
     market = hand_market(mark={(2, 0): (905,) * 4}, atr=100)
     long, short = (np.array([d, 1, 1, 1, 1], np.float32) for d in (1, -1))
     state = play(market, long, short, config=config)[-1]
-    expect(state, liquidated=1, opened=1, refused=[1, 0, 0, 0, 0, 0, 0, 0, 1])
+    expect(state, liquidated=1, opened=1, verdicts=[1, 0, 0, 0, 0, 0, 0, 0, 1])
 
 
 def test_explicit_starts():
@@ -633,5 +633,5 @@ def test_step_counts_each_verdict_once():
     env = PerpEnv(hand_market(), FREE, CONFIG)
     for i, action in enumerate((order(1), order(-1), HOLD, order(CLOSE)), 1):
         state = step(env, state, jnp.asarray(action))
-        assert int(state.account.ledger.refused.sum()) == i
-    assert state.account.ledger.refused.tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 2]
+        assert int(state.account.ledger.verdicts.sum()) == i
+    assert state.account.ledger.verdicts.tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 2]

@@ -40,7 +40,7 @@ def test_hold_is_exactly_nothing(env):
 def test_windows_are_rows(env):
     episodes = play_windows(env, random(env), jax.random.key(0), window_starts(env))
     third = jax.tree.map(lambda x: x[2], episodes)
-    assert third.ledger.opened == episodes.ledger.opened[2] > 0 and third.ledger.refused.sum() == third.length
+    assert third.ledger.opened == episodes.ledger.opened[2] > 0 and third.ledger.verdicts.sum() == third.length
 
 
 def test_random_is_seeded(env):

@@ -135,7 +135,7 @@ def test_the_trap_market_does_what_it_says():
     np.testing.assert_array_equal(after.terminated, crashed)
     # A part of a position is refused: nobody can make a trap harmless.
     small = step(traps, order(1, size=0.75))
-    assert small.account.ledger.refused[:, OrderVerdict.BELOW_MINIMUM].all() and not small.reward.any()
+    assert small.account.ledger.verdicts[:, OrderVerdict.BELOW_MINIMUM].all() and not small.reward.any()
 
     # In whole episodes, staying out of traps is the better policy, though each trap pays.
     safe, greedy = (evaluate(env, follow(np.append(x, 0), 0.5, 0.5), KEY) for x in (gift, gift + trap))

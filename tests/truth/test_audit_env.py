@@ -149,7 +149,7 @@ def stepping_in(peek) -> type[PerpEnv]:
         (stepping_in(next_atr), {"account.lots.stop", "account.lots.entry", "equity"}, {"end"}),
         (stepping_in(next_funding), {"account.ledger.funding", "reward"}, {"account.lots.entry", "account.lots.stop"}),
         (stepping_in(next_candles), {"account.lots.quantity", "account.ledger.stopped"}, {"end"}),
-        (stepping_in(next_gap), {"account.ledger.refused"}, {"end"}),
+        (stepping_in(next_gap), {"account.ledger.verdicts"}, {"end"}),
         (stepping_in(next_mark), {"equity", "obs", "reward"}, {"end"}),
     ],
     ids=["reward", "ending", "atr", "funding", "candles", "gap", "mark"],
@@ -305,7 +305,7 @@ def test_orders_are_decided_at_the_open(actions):
     states = jax.jit(jax.vmap(walk, (None, 0)))(env, keys)
     step = jax.jit(jax.vmap(lambda env, s, key: env.step(s, sample_action(key, env.config)), (None, 0, 0)))
     a, b = (jax.device_get(step(env.replace(market=m), states, keys).account) for m in (market, other))
-    np.testing.assert_array_equal(a.ledger.refused, b.ledger.refused)
+    np.testing.assert_array_equal(a.ledger.verdicts, b.ledger.verdicts)
     np.testing.assert_array_equal(a.ledger.opened, b.ledger.opened)
     new = (a.lots.age == 1) & (b.lots.age == 1)
     assert new.sum() > 5 and (a.wallet != b.wallet).any()

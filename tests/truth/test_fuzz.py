@@ -57,9 +57,9 @@ def change(state: State, **changes: object) -> State:
             lots = account.lots
             new = getattr(lots, name[4:]).at[0].set(value)
             account = account.replace(lots=lots.replace(**{name[4:]: new}))
-        elif name == "refused":
-            refused = account.ledger.refused.at[: len(value)].add(value)
-            account = account.replace(ledger=account.ledger.replace(refused=refused))
+        elif name == "verdicts":
+            refused = account.ledger.verdicts.at[: len(value)].add(value)
+            account = account.replace(ledger=account.ledger.replace(verdicts=refused))
         elif hasattr(account.ledger, name):
             account = account.replace(ledger=account.ledger.replace(**{name: getattr(account.ledger, name) + value}))
         elif hasattr(account, name):
@@ -116,7 +116,7 @@ def test_a_fault_is_found(steps, fault, check):
 
 def test_a_second_verdict_is_found(steps):
     env, before, after = steps
-    assert "one verdict an order" in broken(env, before, change(after, refused=jnp.eye(8, dtype=jnp.int32)[0]))
+    assert "one verdict an order" in broken(env, before, change(after, verdicts=jnp.eye(8, dtype=jnp.int32)[0]))
 
 
 def test_a_free_slot_with_something_in_it_is_found(steps):

@@ -375,7 +375,7 @@ def test_verdicts_in_order():
     small.reset(1)
     assert verdict(small, LONG_10X) == "MAX_NOTIONAL"
     assert verdict(twin, Order(LONG, 0.004)) == "BELOW_MINIMUM"  # 4 quote at 1x
-    assert twin.state.ledger.refused == [1, 0, 0, 0, 0, 0, 1, 0, 0]
+    assert twin.state.ledger.verdicts == [1, 0, 0, 0, 0, 0, 1, 0, 0]
 
 
 def test_leverage_is_clamped_once_to_the_bracket_of_the_requested_notional():
@@ -443,9 +443,9 @@ def test_terminal_states_absorb():
     state = twin.step(WAIT)
     assert (state.terminated, state.truncated, state.t) == (True, False, 3)
     assert state.reward == pytest.approx(np.log(0.9))
-    wallet, refused = state.wallet, list(state.ledger.refused)
+    wallet, refused = state.wallet, list(state.ledger.verdicts)
     state = twin.step(FAR)
-    assert (state.t, state.wallet, state.ledger.refused, state.reward) == (3, wallet, refused, 0)
+    assert (state.t, state.wallet, state.ledger.verdicts, state.reward) == (3, wallet, refused, 0)
     last = Twin(market, FREE)
     last.reset(7)
     assert last.step(FAR).truncated and last.state.t == 8 and last.state.lots[0] is not None
@@ -533,8 +533,8 @@ def test_ledger_identities_over_random_episodes(actions, intrabar, exposure):
             assert state.wallet >= sum(margins) - 1e-6 and min(margins, default=0) >= 0
             exits = ledger.stopped + ledger.targets + ledger.timed_out + ledger.closed + ledger.liquidated
             assert ledger.opened == exits + len(lots) and len({lot.side for lot in lots}) <= 1
-            assert sum(ledger.refused) == state.t - 1
-            assert ledger.refused[Verdict.ACCEPTED] >= ledger.opened
+            assert sum(ledger.verdicts) == state.t - 1
+            assert ledger.verdicts[Verdict.ACCEPTED] >= ledger.opened
             assert np.all(np.isfinite(state.obs))
         if state.equity > 1e-3 * params.initial_equity:
             assert total == pytest.approx(np.log(state.equity / params.initial_equity), abs=1e-9)
@@ -549,7 +549,7 @@ def test_a_loaded_state_steps_like_the_one_it_was_taken_from():
     names = ("side", "quantity", "entry", "margin", "leverage", "stop", "target", "liquidation", "age")
     for _ in range(60):
         lots = {n: np.array([getattr(x, n) if x else 0 for x in state.lots], np.float64) for n in names}
-        ledger = dict(vars(state.ledger), refused=np.array(state.ledger.refused))
+        ledger = dict(vars(state.ledger), verdicts=np.array(state.ledger.verdicts))
         loaded = copy.load(t=state.t, end=state.end, wallet=state.wallet, lots=lots, ledger=ledger)
         np.testing.assert_array_equal(loaded.obs, state.obs)
         action = rng.uniform(-1, 1, 5)
