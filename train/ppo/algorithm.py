@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from perpjax import VecEnv
 from perpjax.vec import Env, EpisodeState, unwrapped
-from perpjax.xla import Target, default_platform, where_rows
+from perpjax.xla import Program, default_platform, where_rows
 from train.metrics import count_episodes
 from train.normalize import Moments
 from train.policies.policy import Carry, Distribution, Params, Policy
@@ -255,6 +255,6 @@ def value_truncated(
         return policy(params, carry, observations.standardise(obs) + noise, jnp.zeros((), bool))[2]
 
     operands = learner.params, learner.observations, carry, stepped.final_obs, noise
-    target = Target(default_platform(), len(noise))
+    program = Program(default_platform(), len(noise))
     axes = 0, None, None, 0, 0, 0
-    return where_rows(stepped.truncated, value, jnp.zeros(len(noise)), *operands, target=target, axes=axes)
+    return where_rows(stepped.truncated, value, jnp.zeros(len(noise)), *operands, program=program, axes=axes)
