@@ -323,6 +323,6 @@ def _pay(wallet: Money, paid: tuple[Array, ...], received: tuple[Array, ...] = (
     return add(wallet, *(-x for x in paid), *received)
 
 
-@batched_by(step_rows(lambda env, *args: step_batch(VecEnv(env).target(args[0]))(env, *args)))
+@batched_by(step_rows(lambda env, *args: step_batch(VecEnv(env).program(args[0]))(env, *args)))
 def _step_one(env: PerpEnv, state: State, action: Array) -> State:
     return env.step_batch(state, action, Program(default_platform()))
