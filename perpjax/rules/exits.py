@@ -122,7 +122,8 @@ class LiveThrough:
         due = held & is_due(lot.age + 1, self.params) & bar.any_valid()
         reason = jnp.where((touch.reason == ExitReason.NONE) & due, ExitReason.TIMED_OUT, touch.reason)
         # A resting stop or target that the first open has reached is filled before a CLOSE, which comes at that open.
-        # `touch` does not tell it: a level reached later in candle 0 comes after the CLOSE.
+        # `touch` does not tell it: a level reached later in candle 0 comes after the CLOSE,
+        # and a lot liquidated at the open is gone already (`SettleAndCheck`).
         opened = side * bar.open[0]
         resting = (opened <= side * lot.stop) | (opened > side * lot.target)
         reason = jnp.where(closes & held & ~resting, ExitReason.CLOSED, reason)
