@@ -29,7 +29,14 @@ class Result(NamedTuple):
     trades: Float[np.ndarray, "windows"]
     fees: Float[np.ndarray, "windows"]
     slippage: Float[np.ndarray, "windows"]
+    funding: Float[np.ndarray, "windows"]
+    """Paid; negative: received."""
     liquidations: Float[np.ndarray, "windows"]
+
+    def means(self) -> dict[str, float]:
+        """Means over the windows, by the names that the files and the hooks use."""
+        names = {"returns": "return", "closed_returns": "closed_return"}
+        return {names.get(name, name): float(np.mean(x)) for name, x in self._asdict().items()}
 
     def t_stat(self) -> float:
         """Mean return over its standard error; NaN with fewer than two windows or no spread (it never trades)."""
@@ -105,5 +112,43 @@ def evaluate(
         trades=ledger.opened,
         fees=ledger.fees / initial,
         slippage=ledger.slippage / initial,
+        funding=ledger.funding / initial,
         liquidations=ledger.liquidated,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Fixed windows of a market, played `rows` at a time: one compiled program for any number of them.
+
+    The rows that are left over in the last batch play its first window again, and do not count.
+
+    Attributes:
+      env: the market, parameters and choices.
+      starts: first bars.
+      key: of all random numbers.
+      rows: windows of one call.
+    """
+
+    env: Env
+    starts: Int[np.ndarray, "windows"]
+    key: Array
+    rows: int = 64
+
+    @classmethod
+    def of(cls, env: Env, key: Array, most: int | None = None) -> "Windows":
+        """Return the windows that fit without overlap, or `most` of them, evenly spaced."""
+        starts = window_starts(env)
+        if most is not None and len(starts) > most:
+            starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
+        return cls(env, starts, key)
+
+    def play(self, act: Act, carry: Carry = ()) -> Result:
+        """Play one episode in each window; see `evaluate`."""
+        parts = []
+        for i in range(0, len(self.starts), self.rows):
+            batch = self.starts[i : i + self.rows]
+            padded = np.concatenate([batch, np.full(self.rows - len(batch), batch[0])])
+            result = evaluate(self.env, act, jax.random.fold_in(self.key, i), padded, carry=carry)
+            parts.append(Result(*(x[: len(batch)] for x in result)))
+        return Result(*(np.concatenate(x) for x in zip(*parts, strict=True)))

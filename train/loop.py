@@ -1,79 +1,203 @@
-"""The training loop: compile once, run chunks of updates, pass their metrics to hooks, stop when asked."""
+"""The training loop: chunks of updates, their metrics to hooks, evaluations and checkpoints in between."""
 
+import dataclasses
 import itertools
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from perpjax import VecEnv
+from train.checkpoint import CheckpointError, Checkpoints, Snapshot, flatten
 from train.hooks import Hook
 from train.metrics import summarise
-from train.state import TrainState
+from train.state import Learner, TrainState
 
 Update = Callable[[VecEnv, TrainState], tuple[TrainState, dict[str, Array]]]
 """One update of an algorithm, such as `PPO.update`: the next state, and scalar metrics."""
+Look = Callable[[Learner], dict[str, Any]]
+"""One evaluation of the greedy policy: means over windows, see `Hook.on_evaluation`."""
+CHUNK_SECONDS = 1.0
+"""A chunk of updates lasts about so long. A signal is answered after it."""
 
 
-def compile_chunk(update: Update, envs: VecEnv, state: TrainState, length: int) -> Any:
-    """Compile `length` updates ahead of time, as `(envs, state) -> (state, metrics [length])`. The state is donated."""
+@dataclasses.dataclass
+class Progress:
+    """The counters of a run on the host, which a checkpoint keeps.
 
-    def chunk(envs: VecEnv, state: TrainState) -> tuple[TrainState, dict[str, Array]]:
-        return jax.lax.scan(lambda state, _: update(envs, state), state, length=length)
+    Attributes:
+      update: updates done.
+      steps: environment steps done, over all environments.
+      seconds: spent in updates, over all sessions.
+      best: the evaluation of the best policy so far, or None.
+    """
 
-    return jax.jit(chunk, donate_argnums=1).lower(envs, state).compile()
+    update: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass
+class Schedule:
+    """The moments of a run, in updates.
+
+    Attributes:
+      num_updates: the last update.
+      steps_per_update: environment steps of an update, over all environments.
+      most: most updates of a chunk; the compiled program has room for the metrics of so many.
+      evaluate_every: updates between two evaluations; 0 for none. The last update has one in any case.
+      checkpoint_every: updates between two checkpoints; 0 for one every `checkpoint_seconds`.
+      checkpoint_seconds: see there. The end of the training has a checkpoint in any case.
+    """
+
+    num_updates: int
+    steps_per_update: int
+    most: int
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    checkpoint_seconds: float = 300.0
+
+    def next_stop(self, update: int) -> int:
+        """Return the update after which the host has something to do."""
+        intervals = (every for every in (self.evaluate_every, self.checkpoint_every) if every)
+        return min([self.num_updates, update + self.most, *(update - update % every + every for every in intervals)])
+
+    def is_due(self, update: int, every: int) -> bool:
+        """Return whether something that is done every so many updates is due after this one."""
+        return bool(every) and (update % every == 0 or update == self.num_updates)
+
+
+def compile_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) -> Any:
+    """Compile `(envs, state, n) -> (state, metrics [most])`, n updates of which the first n metrics count.
+
+    Args:
+      state: arrays or `jax.ShapeDtypeStruct`. The program takes its buffers over (donation).
+      most: the largest n. The program is the same for every n, and so are its numbers.
+    """
+
+    update = jax.jit(update, inline=True)  # traced once, for the shapes of the metrics and for the loop
+
+    def chunk(envs: VecEnv, state: TrainState, n: Array) -> tuple[TrainState, dict[str, Array]]:
+        forms = jax.eval_shape(update, envs, state)[1]
+        room = jax.tree.map(lambda form: jnp.zeros((most, *form.shape), form.dtype), forms)
+
+        def step(i: Array, carry: tuple) -> tuple:
+            state, metrics = update(envs, carry[0])
+            return state, jax.tree.map(lambda all, x: all.at[i].set(x), carry[1], metrics)
+
+        return jax.lax.fori_loop(0, n, step, (state, room))
+
+    return jax.jit(chunk, donate_argnums=1).lower(envs, state, jnp.int32(0)).compile()
 
 
 def run_updates(
-    update: Update,
+    run_chunk: Callable[..., tuple[TrainState, dict[str, Array]]],
     envs: VecEnv,
     state: TrainState,
+    progress: Progress,
+    schedule: Schedule,
     *,
-    num_updates: int,
-    chunk: int,
-    steps_per_update: int,
-    hooks: Sequence[Hook] = (),
+    hooks: Hook,
+    look: Look | None = None,
+    checkpoints: Checkpoints | None = None,
     stop: Callable[[], bool] = lambda: False,
+    started: Callable[[], None] = lambda: None,
 ) -> TrainState:
-    """Run an algorithm up to update `num_updates`, or until `stop` says so.
+    """Run an algorithm up to the last update, or until `stop` says so.
 
     Args:
-      update: of the algorithm.
+      run_chunk: of `compile_chunk`. The buffers of `state` are donated.
       envs: the environments; `state.envs` are their states.
-      state: where to begin. Its buffers are donated. `state.learner.update` counts the updates already done.
-      num_updates: the last update.
-      chunk: updates between two reports to the host; divides the number of updates to run.
-      steps_per_update: environment steps of an update, over all environments.
-      hooks: receive the metrics of every update, a chunk at a time.
+      state: where to begin.
+      progress: where to begin; it is kept up to date.
+      schedule: the moments at which the host does something.
+      hooks: receive everything.
+      look: evaluates the policy at the moments of the schedule, and for `progress.best`.
+      checkpoints: saved at the moments of the schedule, at each new best and at the end. A save that fails is a
+        message, and is tried again at the next moment.
       stop: asked before each chunk; True ends the training early.
+      started: called after the first chunk.
 
     Raises:
       ValueError: a metric is not finite. The hooks have then seen all updates before.
     """
-    run_chunk = compile_chunk(update, envs, state, chunk)
-    began, first = time.monotonic(), int(state.learner.update)
-    done = first
-    while done < num_updates and not stop():
-        state, stacked = run_chunk(envs, state)
+    saved, pace = time.monotonic(), 0.0
+    first_steps, first_seconds = progress.steps, progress.seconds
+    warned = False
+
+    def save() -> None:
+        nonlocal saved, warned
+        if checkpoints is None:
+            return
+        saved = time.monotonic()
+        try:
+            checkpoints.best = progress.best["steps"] if progress.best else None
+            checkpoints.save(progress.steps, take_snapshot(state, progress, hooks))
+            warned = False
+        except CheckpointError as error:
+            complain(error)
+
+    def complain(error: CheckpointError) -> None:
+        nonlocal warned
+        if not warned:
+            hooks.on_message(f"{error}; training goes on and tries again at the next checkpoint")
+        warned = True
+
+    while progress.update < schedule.num_updates and not stop():
+        began = time.monotonic()
+        n = max(1, int(CHUNK_SECONDS / pace)) if pace else 1
+        n = min(n, schedule.next_stop(progress.update) - progress.update)
+        state, stacked = run_chunk(envs, state, jnp.int32(n))
         stacked = jax.tree.map(np.asarray, stacked)
+        took = time.monotonic() - began
+        pace = took / n
         lines = []
-        for i in range(chunk):
-            done += 1
-            line = summarise({name: x[i] for name, x in stacked.items()}, done, done * steps_per_update)
-            seconds = time.monotonic() - began
-            line["seconds"] = round(seconds, 3)
-            line["steps_per_second"] = (done - first) * steps_per_update / seconds
+        for i in range(n):
+            progress.update += 1
+            progress.steps += schedule.steps_per_update
+            progress.seconds += pace
+            line = summarise({name: x[i] for name, x in stacked.items()}, progress.update, progress.steps)
+            line["seconds"] = round(progress.seconds, 3)
+            line["steps_per_second"] = (progress.steps - first_steps) / (progress.seconds - first_seconds)
             lines.append(line)
         finite = list(itertools.takewhile(_is_finite, lines))
-        for hook in hooks if finite else ():
-            hook.on_updates(finite)
-        if len(finite) < chunk:
+        if finite:
+            hooks.on_updates(finite)
+        if len(finite) < n:
             raise ValueError(_describe_divergence(lines[len(finite)]))
+        started()
+
+        is_best = False
+        if look is not None and schedule.is_due(progress.update, schedule.evaluate_every):
+            evaluation = {"update": progress.update, "steps": progress.steps} | look(state.learner)
+            is_best = progress.best is None or evaluation["closed_return"] > progress.best["closed_return"]
+            if is_best:
+                progress.best = evaluation
+            hooks.on_evaluation(evaluation | {"best": is_best})
+        due = schedule.is_due(progress.update, schedule.checkpoint_every)
+        if not schedule.checkpoint_every:
+            due = time.monotonic() - saved >= schedule.checkpoint_seconds
+        if due or is_best:
+            save()
+        elif checkpoints is not None:
+            try:
+                checkpoints.check()
+            except CheckpointError as error:
+                complain(error)
+    if progress.steps > first_steps:
+        save()
     return state
+
+
+def take_snapshot(state: TrainState, progress: Progress, hooks: Hook) -> Snapshot:
+    """Copy everything that a resumed run needs to the host."""
+    host = {"progress": dataclasses.asdict(progress), "hooks": hooks.get_state()}
+    return Snapshot(flatten(state.learner), flatten(state._replace(learner=())), host)
 
 
 def _is_finite(metrics: dict[str, Any]) -> bool:
@@ -85,20 +209,3 @@ def _describe_divergence(metrics: dict[str, Any]) -> str:
     return (
         f"update {metrics['update']}: {', '.join(bad)} not finite; training has diverged, try a smaller learning_rate"
     )
-
-
-class Interrupt:
-    """A context in which the first Ctrl-C sets `wanted`, and a second one interrupts as usual."""
-
-    wanted = False
-
-    def __enter__(self) -> "Interrupt":
-        self.before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_: Any) -> None:
-        self.wanted = True
-        signal.signal(signal.SIGINT, self.before)
-
-    def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, self.before)

@@ -4,11 +4,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from perpjax.vec import EpisodeState
 
-PER_EPISODE = ("episode_return", "episode_length", "max_drawdown", "trades", "liquidations", "fees", "ruined")
+PER_EPISODE = (
+    "episode_return", "episode_length", "max_drawdown", "trades", "liquidations", "fees", "slippage", "funding",
+    "gross_profit", "ruined",
+)  # fmt: skip
 """Metrics that the device sums over ended episodes, and `summarise` divides by their number."""
 
 
@@ -27,8 +30,18 @@ def count_episodes(stepped: EpisodeState, done: Bool[Array, "envs"]) -> dict[str
         "trades": total(ledger.opened),
         "liquidations": total(ledger.liquidated),
         "fees": total(ledger.fees),
+        "slippage": total(ledger.slippage),
+        "funding": total(ledger.funding),
+        "gross_profit": total(ledger.realised + ledger.slippage - ledger.liquidation_losses),
         "ruined": jnp.sum(stepped.terminated, dtype=jnp.int32),
     }
+
+
+def measure_exposure(states: EpisodeState) -> Float[Array, ""]:
+    """Return the notional of open lots at entry over equity, a mean over all environments."""
+    lots, slots = states.account.lots, states.account.lots.slot_axis
+    notional = jnp.sum(lots.margin * lots.leverage, axis=slots)
+    return jnp.mean(notional / jnp.maximum(states.equity, 1e-9))
 
 
 def summarise(sums: dict[str, np.ndarray], update: int, steps: int) -> dict[str, Any]:

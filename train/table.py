@@ -1,17 +1,18 @@
 """The table at the end of a run."""
 
 import math
-import sys
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from train.evaluate import Result, t_statistic
 
 _CAPTION = (
     "Means of an episode; %: of initial equity (drawdown: of the peak). t: mean return over its standard error; "
-    "trained against random: {}. liq.: lots liquidated. Return % if the lots still open were closed: {}."
+    "{} against random: {}. liq.: lots liquidated. Return % if the lots still open were closed: {}."
 )
+
+_CHOSEN = " best was chosen on this split, so its figures are too good; final was not."
 
 
 def _show(form: str, value: float) -> str:
@@ -19,16 +20,22 @@ def _show(form: str, value: float) -> str:
     return form.format(value) if math.isfinite(value) else "-"
 
 
-def print_results(results: dict[str, Result], title: str) -> None:
-    """Print one row for each policy.
+def make_table(results: dict[str, Result], title: str) -> Table:
+    """Return a table with one row for each policy.
 
     Args:
-      results: by the policy's name, on the same windows; `trained` and `random` are compared.
+      results: by the policy's name, on the same windows; the first and `random` are compared.
       title: above the table.
     """
+    first = next(iter(results))
     closed = ", ".join(f"{name} {100 * r.closed_returns.mean():+.3f}" for name, r in results.items())
-    against = _show("{:+.1f}", t_statistic(results["trained"].returns - results["random"].returns))
-    table = Table(title=title, title_justify="left", caption_justify="left", caption=_CAPTION.format(against, closed))
+    against = _show("{:+.1f}", t_statistic(results[first].returns - results["random"].returns))
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        caption_justify="left",
+        caption=_CAPTION.format(first, against, closed) + _CHOSEN * (first == "best"),
+    )
     table.add_column("policy", no_wrap=True)
     heads = ("return %", "± s.e.", "t", "drawdown %", "trades", "fees %", "liq.")
     for head in heads:
@@ -45,4 +52,4 @@ def print_results(results: dict[str, Result], title: str) -> None:
             f"{100 * r.fees.mean():.3f}",
             f"{r.liquidations.mean():.2f}",
         )
-    Console(file=sys.stdout).print(table)
+    return table

@@ -1,27 +1,82 @@
-"""Metrics as a file of JSON lines."""
+"""Metrics and evaluations as files of JSON lines."""
 
 import json
+import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+from train.hooks import Hook, RunInfo
 
-class JsonLines:
-    """A `Hook` that writes one line an update, at once. A context: the file is closed at its end.
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+
+
+class JsonLines(Hook):
+    """Writes metrics.jsonl and evaluations.jsonl in the run folder, each line at once.
+
+    A resumed run first cuts off the lines after its checkpoint. A line that a full disk refuses is kept in memory, and
+    written with the next ones.
 
     Args:
-      path: of the file. New lines are appended.
+      say: receives one warning when a file cannot be written.
     """
 
-    def __init__(self, path: pathlib.Path):
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115
+    def __init__(self, say: Callable[[str], None] = lambda text: None):
+        self.say = say
+        self.files: dict[str, _Lines] = {}
+
+    def on_start(self, run: RunInfo) -> None:
+        """Open both files, and cut off the lines after the update from which the run goes on."""
+        for name in (METRICS, EVALUATIONS):
+            self.files[name] = _Lines(run.folder / name, run.first_update, self.say)
 
     def on_updates(self, metrics: list[dict[str, Any]]) -> None:
-        """Write the lines."""
-        for line in metrics:
-            self.file.write(json.dumps(line) + "\n")
+        """Write one line for each update."""
+        self.files[METRICS].write(metrics)
 
-    def __enter__(self) -> "JsonLines":
-        return self
+    def on_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Write one line."""
+        self.files[EVALUATIONS].write([evaluation])
 
-    def __exit__(self, *error: Any) -> None:
-        self.file.close()
+
+class _Lines:
+    """A file that grows by whole lines only."""
+
+    def __init__(self, path: pathlib.Path, updates: int, say: Callable[[str], None]):
+        self.path, self.say, self.waiting, self.warned = path, say, "", False
+        kept = _lines_until(path, updates) if path.exists() else b""
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(kept)
+        os.replace(temporary, path)
+        self.size = len(kept)
+
+    def write(self, lines: list[dict[str, Any]]) -> None:
+        self.waiting += "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        data = self.waiting.encode()
+        try:
+            with open(self.path, "r+b", buffering=0) as file:
+                file.truncate(self.size)  # the part of a line that a full disk took
+                file.seek(self.size)
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+        except OSError as error:
+            if not self.warned:
+                self.say(f"{self.path}: cannot be written: {error.strerror}; its lines wait in memory")
+            self.warned = True
+            return
+        self.size += len(data)
+        self.waiting, self.warned = "", False
+
+
+def _lines_until(path: pathlib.Path, updates: int) -> bytes:
+    """Return the whole lines of the first updates."""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["update"] > updates:
+                break
+        except (ValueError, KeyError, TypeError):  # a line that a crash has damaged
+            break
+        kept.append(line)
+    return b"".join(kept)

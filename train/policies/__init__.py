@@ -2,11 +2,18 @@
 
 To add one, write a frozen dataclass with `init`, `initial_carry` and `__call__`, as `policy.Policy` describes.
 Return a distribution from `heads`, or one of your own with `sample`, `mode`, `log_prob` and `entropy`.
-Then pass it to the trainer, `PPO(config, MyPolicy())`, or choose it in `train.ppo.run.make_ppo` for the command line.
+Then pass it to the trainer, `PPO(config, MyPolicy())`, or choose it in `make_policy` for the command line.
 """
+
+from typing import Any
 
 from train.policies.heads import MultiDiscrete
 from train.policies.mlp import MLP
 from train.policies.policy import Distribution, Policy, single_carry
 
-__all__ = ["MLP", "Distribution", "MultiDiscrete", "Policy", "single_carry"]
+__all__ = ["MLP", "Distribution", "MultiDiscrete", "Policy", "make_policy", "single_carry"]
+
+
+def make_policy(config: Any) -> Policy:
+    """Return the policy of a run's settings (`train.ppo.Config`)."""
+    return MLP(config.hidden)

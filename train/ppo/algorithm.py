@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from perpjax import VecEnv
 from perpjax.vec import Env, EpisodeState, unwrapped
 from perpjax.xla import Program, default_platform, where_rows
-from train.metrics import count_episodes
+from train.metrics import count_episodes, measure_exposure
 from train.normalize import Moments
 from train.policies.policy import Carry, Distribution, Params, Policy
 from train.ppo.config import Config
@@ -101,6 +101,7 @@ class PPO:
                 "reward": jnp.mean(steps.reward),
                 "explained_variance": explained,
                 "equity": jnp.mean(state.envs.equity),
+                "exposure": measure_exposure(state.envs),
             }
         )
         return state._replace(learner=learner, key=key), metrics

@@ -1,8 +1,10 @@
 """Settings of a training run, and the checks on them."""
 
 import dataclasses
+import decimal
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,51 +12,104 @@ import tyro
 
 from perpjax import EnvConfig, EnvParams
 from perpjax.data.seeds import check_seed
-from perpjax.params import RANGES
+from train.loop import Schedule
 
 ROWS_PER_MINIBATCH = 8192
 """Rows of a minibatch by default; about as many stay in cache."""
 COUNT = 2**31 - 1
 """The largest count on the device, an int32."""
+LOOKS = 20
+"""Evaluations of a run by default."""
+MOST_UPDATES = 64
+"""Most updates of a chunk by default."""
 WIDTH = 2**14
 """The largest width of a layer: a kernel between two of them is 1 GiB."""
+
+
+def _parse_count(text: str) -> int:
+    """An integer, as 3000000, 3_000_000 or 3e6."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = decimal.Decimal(text)
+    except decimal.InvalidOperation:
+        number = decimal.Decimal("NaN")
+    if not number.is_finite() or number != number.to_integral_value() or abs(number) > 10**30:
+        raise ValueError(f"{text!r} is not a whole number such as 3000000, 3_000_000 or 3e6")
+    return int(number)
+
+
+def _parse_fraction(text: str) -> float:
+    """A fraction, as 0.0006 or 6bp."""
+    number, points = text.strip().lower(), False
+    if number.endswith("bp"):
+        number, points = number[:-2], True
+    try:
+        return float(decimal.Decimal(number) / 10_000) if points else float(number)
+    except (ValueError, decimal.InvalidOperation):
+        raise ValueError(f"{text!r} is not a fraction such as 0.0006, or 6bp for 6 basis points") from None
+
+
+def _read_as(kind: type, metavar: str, parse: Callable[[str], Any]) -> Any:
+    """The type, with a parser for the command line."""
+    spec = tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda args: parse(args[0]),
+        is_instance=lambda x: isinstance(x, kind) and not isinstance(x, bool),
+        str_from_instance=lambda x: [str(x)],
+    )
+    return Annotated[kind, spec]
+
+
+Count = _read_as(int, "COUNT", _parse_count)
+Fraction = _read_as(float, "FRACTION|BP", _parse_fraction)
 
 # EnvParams holds device arrays; the command line wants plain numbers with the same names and defaults.
 ParamArgs = dataclasses.make_dataclass(
     "ParamArgs",
-    [
-        (
-            f.name,
-            Annotated[type(f.default), tyro.conf.arg(help=RANGES[f.name][-1])],
-            dataclasses.field(default=f.default),
-        )
-        for f in dataclasses.fields(EnvParams)
-    ],
+    [(f.name, type(f.default), dataclasses.field(default=f.default)) for f in dataclasses.fields(EnvParams)],
     frozen=True,
-    namespace={"__doc__": "Numbers of the simulation."},
+    namespace={"__doc__": "Numbers of the simulation, as `EnvParams` with plain numbers."},
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Train a PPO policy on a perpetual-futures market.
-
-    Writes config.json, metrics.jsonl and a final checkpoint to the run directory, and ends with a table of the greedy
-    policy against `hold` (never trades) and `random` on the validation split. Ctrl-C finishes the current update,
-    saves and stops.
-    """
+class RunArgs:
+    """The run: its data, its length, its folder."""
 
     dataset: str = "synthetic:signal"
     """A folder written by `python -m perpjax.data.build`, or synthetic:signal, synthetic:martingale or synthetic:crash,
     with parameters as in synthetic:signal?seed=3&bars=70080."""
-    num_envs: int = 4096
-    """Environments stepped together."""
-    total_steps: int = 15_000_000
-    """Environment steps, over all environments; rounded down to whole updates."""
+    total_steps: Count = 15_000_000
+    """Environment steps, over all environments, such as 15_000_000 or 3e6; rounded down to whole updates."""
     seed: int = 0
     """Seed of all random numbers, 64 bits. Equal seeds give equal runs on one machine."""
     run_dir: pathlib.Path | None = None
     """Folder of the results; default runs/<dataset>-seed<seed>-<time>."""
+    init_from: str | None = None
+    """A run whose best policy and statistics the new run begins with, on any dataset of the same features."""
+    evaluate_every: Count | None = None
+    """Steps between two evaluations on the validation split; 0 for none. Default: 20 evaluations a run."""
+    checkpoint_every: Count | None = None
+    """Steps between two checkpoints. Default: one every 5 minutes. Each new best on validation and the end have one."""
+    tensorboard: bool = False
+    """Write TensorBoard's files to the run folder, too (`pip install 'perpjax[tensorboard]'`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkArgs:
+    """The policy's network."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of each trunk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOArgs:
+    """The algorithm: how it learns from the collected steps."""
 
     num_steps: int = 32
     """Steps of every environment between two updates."""
@@ -80,24 +135,32 @@ class Settings:
     """Decoupled weight decay of the kernels, against overfitting."""
     obs_noise: float = 0.6
     """Standard deviation of the noise on standardised market features in training, against overfitting."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of each trunk."""
-
-    env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
-    """Static choices of the environment."""
-    params: ParamArgs = dataclasses.field(default_factory=ParamArgs)
-    """Numbers of the environment."""
-    updates_per_chunk: int | None = None
-    """Updates between two reports to the host; must divide the number of updates. Default: at most 4."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Settings):
-    """`Settings` that are checked.
+class MachineArgs:
+    """The machine: how much runs at once."""
+
+    num_envs: Count = 4096
+    """Environments stepped together. Fewer need less memory, and learn in smaller, more frequent updates."""
+    updates_per_chunk: int | None = None
+    """Most updates between two reports to the host. Default: as many as take a second, at most 64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(MachineArgs, PPOArgs, NetworkArgs, RunArgs):
+    """All settings of a run, checked.
+
+    Attributes:
+      env: static choices of the environment.
+      params: numbers of the environment.
 
     Raises:
       ValueError: a setting out of range, or settings that do not fit each other; the message has the numbers.
     """
+
+    env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
+    params: ParamArgs = dataclasses.field(default_factory=ParamArgs)
 
     def __post_init__(self):
         def need(holds: bool, message: str) -> None:
@@ -150,11 +213,9 @@ class Config(Settings):
             f"total_steps {self.total_steps} are {self.num_updates} updates x epochs {self.epochs} x "
             f"{self.minibatches} minibatches = {steps}, above {COUNT}; the optimiser counts its steps in an int32",
         )
-        n = self.updates_per_chunk
-        need(
-            n is None or (n >= 1 and self.num_updates % n == 0),
-            f"updates_per_chunk {n} does not divide the {self.num_updates} updates of total_steps {self.total_steps}",
-        )
+        for name, low in (("updates_per_chunk", 1), ("checkpoint_every", 1), ("evaluate_every", 0)):
+            value = getattr(self, name)
+            need(value is None or value >= low, f"{name} is {value}; it must be at least {low}")
         EnvParams(**dataclasses.asdict(self.params))
 
     @property
@@ -174,13 +235,40 @@ class Config(Settings):
         return self.num_minibatches or _largest_divisor(self.num_envs, most)
 
     @property
-    def chunk(self) -> int:
-        """Updates between two reports to the host."""
-        return self.updates_per_chunk or _largest_divisor(self.num_updates, 4)
+    def schedule(self) -> Schedule:
+        """The moments of the run, in updates."""
+        looks, saves = self.evaluate_every, self.checkpoint_every
+        return Schedule(
+            num_updates=self.num_updates,
+            steps_per_update=self.steps_per_update,
+            most=min(self.updates_per_chunk or MOST_UPDATES, self.num_updates),
+            evaluate_every=math.ceil(self.num_updates / LOOKS) if looks is None else self._to_updates(looks),
+            checkpoint_every=0 if saves is None else self._to_updates(saves),
+        )
+
+    def _to_updates(self, steps: int) -> int:
+        return math.ceil(steps / self.steps_per_update)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for config.json."""
+        """Return plain values, for config.json."""
         return dataclasses.asdict(self) | {"run_dir": None if self.run_dir is None else str(self.run_dir)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """Return the settings of a config.json.
+
+        Raises:
+          ValueError: a setting is unknown, missing or wrong.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if odd := sorted(known ^ set(values)):
+            raise ValueError(f"{odd[0]} is {'an unknown' if odd[0] in values else 'a missing'} setting")
+        try:
+            nested = {"env": EnvConfig(**values["env"]), "params": ParamArgs(**values["params"])}
+            run_dir = None if values["run_dir"] is None else pathlib.Path(values["run_dir"])
+            return cls(**values | nested | {"hidden": tuple(values["hidden"]), "run_dir": run_dir})
+        except TypeError as error:
+            raise ValueError(str(error)) from None
 
 
 def _largest_divisor(number: int, most: int) -> int:

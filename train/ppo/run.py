@@ -1,67 +1,300 @@
-"""One run of PPO: load a dataset, compile, train, save, evaluate."""
+"""One run of PPO: load a dataset, compile, train, evaluate, and keep everything in the run folder."""
 
 import dataclasses
+import math
 import pathlib
-import time
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
-from perpjax import AutoReset, EnvParams, Market, PerpEnv, VecEnv, load_market
+from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.data.seeds import seed_key
-from train.checkpoint import load_tree, save_tree, write_json
-from train.evaluate import Result, evaluate, greedy, hold, random
-from train.hooks import Hook
+from train import checkpoint
+from train.checkpoint import Checkpoints, write_json
+from train.environment import make_env
+from train.evaluate import Result, Windows, greedy, hold, random, t_statistic
+from train.hooks import Hook, RunInfo
+from train.hooks.broadcast import Broadcast
 from train.hooks.display import Display
 from train.hooks.jsonl import JsonLines
-from train.loop import Interrupt, run_updates
-from train.policies import MLP, Policy, single_carry
+from train.hooks.tensorboard import TensorBoard
+from train.hooks.warner import Warner
+from train.load import check_features, choose_step, read_learner
+from train.loop import Progress, compile_chunk, run_updates
+from train.memory import check_fit, count_bytes, program_bytes
+from train.policies import make_policy, single_carry
 from train.ppo.algorithm import PPO
 from train.ppo.config import Config
+from train.record import (
+    EVALUATION,
+    create_folder,
+    describe_dataset,
+    describe_device,
+    describe_session,
+    point_latest,
+    remove_unused,
+    write_config,
+)  # fmt: skip
+from train.runs import Run, find_run
 from train.state import Learner, TrainState
-from train.table import print_results
+from train.stopping import Interrupted, InThread, Stopper
+from train.table import make_table
 
 EVALUATION_SEED = 1_000_003
 """The validation windows are fixed; this seeds only the random policy on them."""
+LOOK_WINDOWS = 64
+"""An evaluation in the loop plays so many windows at most, evenly spaced."""
 
 
-def train(config: Config) -> Learner:
-    """Train from a dataset to a checkpoint and a table, and return the learner.
+def train(config: Config, hooks: Sequence[Hook] = ()) -> Run:
+    """Train from a dataset to a run folder and a table, and return the run.
 
-    Writes config.json, metrics.jsonl and the checkpoint to the run directory, and prints the table. Ctrl-C ends the
-    training early; the run is then saved and evaluated as usual.
+    The folder holds config.json, metrics.jsonl, evaluations.jsonl, evaluation.json and checkpoints. A first Ctrl-C,
+    SIGTERM or SIGHUP saves and ends the run; `resume` goes on from there.
+
+    Args:
+      config: the settings.
+      hooks: of your own, beside the display, the JSON lines and the warnings.
 
     Raises:
-      ValueError: the run directory holds a run, the dataset does not fit, or the training diverged.
-      OSError: the run directory cannot be written.
+      ValueError: the folder is taken, the dataset does not fit, or the training diverged.
+      OSError: the run folder cannot be written.
+      Interrupted: a signal ended the run.
     """
-    run_dir = config.run_dir or _new_run_dir(config)
-    if (run_dir / "metrics.jsonl").exists():
-        raise ValueError(f"run_dir {run_dir} already holds a run; name another one")
-    ppo = make_ppo(config)
-    with Display(config.num_updates * config.steps_per_update) as display, Interrupt() as interrupt:
-        display.stage(f"loading {config.dataset}")
+    return _Session(config, hooks).run()
+
+
+def resume(run: str | pathlib.Path, total_steps: int | None = None, hooks: Sequence[Hook] = ()) -> Run:
+    """Go on with a run from its newest whole checkpoint, bit by bit as if it had never stopped.
+
+    Args:
+      run: its folder, its name in `runs/`, or "latest".
+      total_steps: a new end of the run. The learning rate is then that of a run of so many steps.
+      hooks: as in `train`; each gets back its state.
+
+    Raises:
+      As `train`. ValueError: there is no whole checkpoint, or nothing is left to do.
+    """
+    folder = find_run(run)
+    config = Config.from_json(Run(folder).settings())
+    if total_steps is not None:
+        config = dataclasses.replace(config, total_steps=total_steps)
+    return continue_run(config, folder, hooks)
+
+
+def continue_run(config: Config, folder: str | pathlib.Path, hooks: Sequence[Hook] = ()) -> Run:
+    """`resume` with settings that may differ from those of the folder's config.json."""
+    return _Session(config, hooks, pathlib.Path(folder)).run()
+
+
+class _Resumed(NamedTuple):
+    """A checkpoint to go on from."""
+
+    state: TrainState
+    hooks: dict[str, Any]
+    step: int
+
+
+class _Session:
+    """One process's part of a run: `train` has the first, each `resume` another one."""
+
+    def __init__(self, config: Config, hooks: Sequence[Hook], resumed: pathlib.Path | None = None):
+        self.config, self.folder, self.is_new = config, resumed, resumed is None
+        self.ppo, self.stopper, self.progress = make_ppo(config), Stopper(), Progress()
+        self.display = Display()
+        own = [JsonLines(self.display.on_message), self.display, Warner(self.display.on_message)]
+        if config.tensorboard:
+            own.append(TensorBoard())
+        self.hooks = Broadcast([*own, *hooks])
+        self.messages: list[str] = []
+
+    def run(self) -> Run:
+        """Train in a thread that signals can interrupt; see `train`."""
+        try:
+            with self.display:
+                self.stopper.run(self._train)
+        except BaseException as error:
+            if self.is_new and self.folder is not None:
+                remove_unused(self.folder)
+            if isinstance(error, Interrupted):
+                self.hooks.on_end(str(error))
+            raise
+        if self.stopper.wanted is not None:
+            steps = f"{self.progress.steps:,} of {self.config.total_steps:,} steps"
+            text = f"stopped after {steps}; {self.stopper.describe()}"
+            self.hooks.on_end(f"{text}\ngo on: python -m train.ppo --resume {self.folder}")
+            raise Interrupted(self.stopper.wanted, text)
+        return Run(self.folder)
+
+    def _train(self) -> None:
+        config, hooks = self.config, self.hooks
+        hooks.on_stage(f"loading {config.dataset}")
         train_env, validation_env = (make_env(config, split) for split in ("train", "val"))
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / "config.json", config.to_json())
-        with JsonLines(run_dir / "metrics.jsonl") as log:
-            display.stage("compiling")
-            envs = VecEnv(AutoReset(train_env))
-            state = learn(ppo, envs, init_state(ppo, envs), (log, display), lambda: interrupt.wanted)
-        display.stage("saving and evaluating")
-        save_tree(run_dir, state.learner)
-        results = compare(validation_env, state.learner, ppo.policy)
-    windows = len(results["hold"].returns)
-    print_results(
-        results, f"Validation split of {config.dataset}: mean of {windows} x {config.env.episode_length} bars"
-    )
-    print(f"{'stopped early, ' if int(state.learner.update) < config.num_updates else ''}saved to {run_dir}")
-    return state.learner
+        envs = VecEnv(AutoReset(train_env))
+        forms = jax.eval_shape(self.ppo.init, envs, jax.random.key(0))
+        check_fit(_lower_bound(self.ppo, envs, forms), "at least, before anything is compiled", config.num_envs)
+        resumed = None if self.is_new else self._read(forms)
+        origin = None if config.init_from is None or resumed else self._read_origin(train_env)
+        self._record({"train": train_env.market, "val": validation_env.market}, resumed)
+        if resumed:
+            hooks.set_state(resumed.hooks)
+        hooks.on_start(self._describe())
+        for text in self.messages:
+            hooks.on_message(text)
+
+        state = resumed.state if resumed else _begin(self.ppo, envs, origin)
+        if self.progress.update < config.num_updates:
+            state = self._learn(envs, validation_env, state, resumed.step if resumed else None)
+        if self.stopper.wanted is None:
+            self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
+            hooks.on_stage("evaluating")
+            self._compare(validation_env, state.learner)
+            hooks.on_end(self._last_words())
+
+    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState, saved: int | None) -> TrainState:
+        """Compile, and run the updates up to the end or a signal; everything is saved afterwards."""
+        config, hooks = self.config, self.hooks
+        hooks.on_stage("compiling")
+        windows = Windows.of(validation, jax.random.key(EVALUATION_SEED), most=LOOK_WINDOWS)
+        program = InThread(lambda: compile_chunk(self.ppo.update, envs, state, config.schedule.most))
+        if config.schedule.evaluate_every:
+            self._look(windows, state.learner)  # to compile it meanwhile
+        run_chunk = program()
+        check_fit(program_bytes(run_chunk), "the compiled program", config.num_envs)
+
+        hooks.on_stage("training")
+        checkpoints = Checkpoints(self.folder)
+        checkpoints.last = saved
+        self.stopper.describe = checkpoints.describe
+        try:
+            return run_updates(
+                run_chunk,
+                envs,
+                state,
+                self.progress,
+                config.schedule,
+                hooks=hooks,
+                look=lambda learner: self._look(windows, learner),
+                checkpoints=checkpoints,
+                stop=lambda: self.stopper.wanted is not None,
+                started=self._wait_for_saves,
+            )
+        finally:
+            try:
+                checkpoints.close()
+            except checkpoint.CheckpointError as error:
+                hooks.on_message(str(error))
+
+    def _wait_for_saves(self) -> None:
+        self.stopper.patient = True
+
+    def _read_origin(self, env: PerpEnv) -> Learner:
+        """Parameters and statistics of the run of `init_from`."""
+        folder, policy = find_run(self.config.init_from), self.ppo.policy
+        record = Run(folder).config()
+        check_features(record["dataset"], env.market.feature_names, self.config.dataset)
+        if (other := make_policy(Config.from_json(record["settings"]))) != policy:
+            raise ValueError(f"init_from {folder} has the network {other}, and this run {policy}")
+        return read_learner(folder, choose_step(folder, "best"), policy)
+
+    def _read(self, forms: TrainState) -> _Resumed:
+        """The newest whole checkpoint. Newer, damaged ones are removed by the next save."""
+        config, skipped = self.config, []
+        for step, snapshot in checkpoint.read_newest(self.folder):
+            if isinstance(snapshot, ValueError):
+                skipped.append(str(snapshot))
+                continue
+            where = self.folder / checkpoint.FOLDER / str(step)
+            learner = checkpoint.unflatten(snapshot.learner, forms.learner, where)
+            rest = checkpoint.unflatten(snapshot.loop, forms._replace(learner=()), where)
+            self.messages += [f"{text}; the one of step {step} is used" for text in skipped]
+            progress = Progress(**snapshot.host["progress"])
+            if progress.update >= config.num_updates and (self.folder / EVALUATION).exists():
+                raise ValueError(
+                    f"{self.folder} has ended: {progress.steps:,} of {config.total_steps:,} steps are done; "
+                    f"--total-steps with a larger number goes on"
+                )
+            self.progress = progress
+            return _Resumed(rest._replace(learner=learner), snapshot.host["hooks"], step)
+        raise ValueError(
+            skipped[0] if skipped else f"{self.folder}: no checkpoint here: the run was ended before its first one"
+        )
+
+    def _record(self, markets: dict[str, Any], resumed: _Resumed | None) -> None:
+        """Make the folder of a new run, check that of an old one, and write config.json."""
+        config = self.config
+        dataset = describe_dataset(config.dataset, markets)
+        record = {"settings": config.to_json(), "dataset": dataset, "policy": str(self.ppo.policy)}
+        if resumed:
+            before = Run(self.folder).config()
+            for split in markets:
+                if before["dataset"][split] != dataset[split]:
+                    self.messages.append(f"the {split} split of {config.dataset} has changed since the run began")
+            old = Config.from_json(before["settings"])
+            if old.total_steps != config.total_steps:
+                self.messages.append(_describe_rate(old, config, self.progress.update))
+            record = before | record
+        else:
+            self.folder = create_folder(config.run_dir, _name(config))
+        write_config(self.folder, record, describe_session(self.progress.steps))
+        point_latest(self.folder)
+
+    def _describe(self) -> RunInfo:
+        config = self.config
+        return RunInfo(
+            folder=self.folder,
+            dataset=config.dataset,
+            policy=str(self.ppo.policy),
+            device=describe_device(),
+            num_envs=config.num_envs,
+            total_steps=config.num_updates * config.steps_per_update,
+            first_update=self.progress.update,
+            first_step=self.progress.steps,
+            initial_equity=float(config.params.initial_equity),
+        )
+
+    def _look(self, windows: Windows, learner: Learner) -> dict[str, Any]:
+        policy = self.ppo.policy
+        result = windows.play(greedy(learner, policy), single_carry(policy))
+        return {"windows": len(windows.starts)} | result.means()
+
+    def _compare(self, env: PerpEnv, learner: Learner) -> None:
+        """Play best, final, `hold` and `random` on all validation windows; write evaluation.json and the table."""
+        config, policy = self.config, self.ppo.policy
+        windows = Windows.of(env, jax.random.key(EVALUATION_SEED))
+        learnt = {"final": (self.progress.steps, learner)}
+        if self.progress.best is not None:
+            step = self.progress.best["steps"]
+            try:
+                learnt = {"best": (step, read_learner(self.folder, step, policy))} | learnt
+            except ValueError as error:
+                self.hooks.on_message(str(error))
+        results = {
+            name: windows.play(greedy(of_step, policy), single_carry(policy)) for name, (_, of_step) in learnt.items()
+        }
+        results |= {name: windows.play(act(env)) for name, act in (("hold", hold), ("random", random))}
+        policies = {name: {"step": learnt[name][0]} if name in learnt else {} for name in results}
+        policies = {name: policies[name] | _describe_result(result) for name, result in results.items()}
+        bars = config.env.episode_length
+        write_json(
+            self.folder / EVALUATION,
+            {"split": "val", "windows": len(windows.starts), "bars": bars, "policies": policies},
+        )
+        title = f"Validation split of {config.dataset}: mean of {len(windows.starts)} x {bars} bars"
+        self.display.show(make_table(results, title))
+
+    def _last_words(self) -> str:
+        return (
+            f"saved to {self.folder}\n"
+            f"look: python -m train.runs show {self.folder}\n"
+            f'load: from train import load_policy; policy = load_policy("{self.folder}")'
+        )
 
 
 def make_ppo(config: Config) -> PPO:
     """Return the algorithm with the configured policy."""
-    return PPO(config, MLP(config.hidden))
+    return PPO(config, make_policy(config))
 
 
 def init_state(ppo: PPO, envs: VecEnv) -> TrainState:
@@ -70,56 +303,49 @@ def init_state(ppo: PPO, envs: VecEnv) -> TrainState:
 
 
 def learn(
-    ppo: PPO,
-    envs: VecEnv,
-    state: TrainState,
-    hooks: Sequence[Hook] = (),
-    stop: Callable[[], bool] = lambda: False,
+    ppo: PPO, envs: VecEnv, state: TrainState, hooks: Sequence[Hook] = (), stop: Callable[[], bool] = lambda: False
 ) -> TrainState:
-    """Run all configured updates; see `run_updates`."""
-    config = ppo.config
-    return run_updates(
-        ppo.update,
-        envs,
-        state,
-        num_updates=config.num_updates,
-        chunk=config.chunk,
-        steps_per_update=config.steps_per_update,
-        hooks=hooks,
-        stop=stop,
+    """Run all configured updates in memory, without a run folder; see `run_updates`."""
+    schedule = dataclasses.replace(ppo.config.schedule, evaluate_every=0, checkpoint_every=0)
+    run_chunk = compile_chunk(ppo.update, envs, state, schedule.most)
+    update = int(state.learner.update)
+    progress = Progress(update, update * schedule.steps_per_update)
+    return run_updates(run_chunk, envs, state, progress, schedule, hooks=Broadcast(hooks), stop=stop)
+
+
+def _begin(ppo: PPO, envs: VecEnv, start: Learner | None) -> TrainState:
+    """A fresh state, or one with the parameters and statistics of another run's learner."""
+    state = init_state(ppo, envs)
+    if start is None:
+        return state
+    learnt = {"params": start.params, "observations": start.observations, "returns": start.returns}
+    return state._replace(learner=state.learner._replace(**learnt))
+
+
+def _lower_bound(ppo: PPO, envs: VecEnv, forms: TrainState) -> int:
+    """Bytes of the state and of the stored steps; the program needs more."""
+    noise = jax.ShapeDtypeStruct(forms.envs.obs.shape, forms.envs.obs.dtype)
+    _, steps, *_ = jax.eval_shape(ppo.collect, envs, forms, noise)
+    return count_bytes(forms) + count_bytes(steps)
+
+
+def _describe_rate(old: Config, new: Config, update: int) -> str:
+    def rate(config: Config) -> float:
+        return config.learning_rate * max(0.0, 1 - update / config.num_updates)
+
+    return (
+        f"total_steps is {new.total_steps:,} instead of {old.total_steps:,}: the learning rate starts anew at "
+        f"{rate(new):.3g}, where it was {rate(old):.3g}, and falls to 0 at the new end"
     )
 
 
-def make_env(config: Config, split: str) -> PerpEnv:
-    """Return the environment of one split of the configured dataset."""
-    return wrap_market(load_market(config.dataset, split=split), config)
+def _describe_result(result: Result) -> dict[str, Any]:
+    n, t = len(result.returns), t_statistic(result.returns)
+    error = float(result.returns.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    numbers = {"standard_error": error, "t": t if math.isfinite(t) else None}
+    return result.means() | numbers | {"returns": [float(x) for x in result.returns]}
 
 
-def wrap_market(market: Market, config: Config) -> PerpEnv:
-    """Return the environment of a market, with the configured numbers and choices."""
-    return PerpEnv(market, EnvParams(**dataclasses.asdict(config.params)), config.env)
-
-
-def load_learner(run_dir: pathlib.Path, ppo: PPO, env: PerpEnv) -> Learner:
-    """Read the learner that a run of this algorithm saved.
-
-    Args:
-      env: any environment with the run's observations.
-
-    Raises:
-      ValueError: there is no checkpoint, or it does not fit the environment and the algorithm.
-    """
-    shapes = jax.eval_shape(ppo.init, VecEnv(AutoReset(env)), jax.random.key(0))
-    return load_tree(run_dir, shapes.learner)
-
-
-def compare(env: PerpEnv, learner: Learner, policy: Policy) -> dict[str, Result]:
-    """Play the greedy policy, `hold` and `random` on the same windows."""
-    key, baselines = jax.random.key(EVALUATION_SEED), {"hold": hold(env), "random": random(env)}
-    trained = evaluate(env, greedy(learner, policy), key, carry=single_carry(policy))
-    return {"trained": trained} | {name: evaluate(env, act, key) for name, act in baselines.items()}
-
-
-def _new_run_dir(config: Config) -> pathlib.Path:
-    name = pathlib.Path(config.dataset).name.replace(":", "-")
-    return pathlib.Path("runs") / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _name(config: Config) -> str:
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in pathlib.Path(config.dataset).name)
+    return f"{name}-seed{config.seed}"

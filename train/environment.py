@@ -1,0 +1,16 @@
+"""The environments of a training run."""
+
+import dataclasses
+
+from perpjax import EnvParams, Market, PerpEnv, load_market
+from train.ppo.config import Config
+
+
+def make_env(config: Config, split: str) -> PerpEnv:
+    """Return the environment of one split of the configured dataset."""
+    return wrap_market(load_market(config.dataset, split=split), config)
+
+
+def wrap_market(market: Market, config: Config) -> PerpEnv:
+    """Return the environment of a market, with the configured numbers and choices."""
+    return PerpEnv(market, EnvParams(**dataclasses.asdict(config.params)), config.env)
