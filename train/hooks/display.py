@@ -23,6 +23,9 @@ LINE_SECONDS = 10.0
 TICK_SECONDS = 0.5
 """Seconds between two drawings of the panel, so that the clock goes on while a chunk runs."""
 
+FRAME_SECONDS = 0.1
+"""Least seconds between two drawings for new metrics: a drawing takes as long as a small update."""
+
 POINTS = 30
 """Most points of a sparkline."""
 
@@ -69,7 +72,7 @@ class Display(Hook):
         self._stage = "starting"
         self._began = clock()
         self._newest: dict[str, Any] = {}
-        self._newest_at = self._line_at = -math.inf
+        self._newest_at = self._line_at = self._drawn_at = -math.inf
         self._has_news = False
         self._values: dict[str, float] = {}
         self._best: float | None = None
@@ -141,10 +144,6 @@ class Display(Hook):
             self._finish()
             for line in text.splitlines():
                 self._print(line, wrap=False)  # a command that is copied stays one line
-
-    def show(self, renderable) -> None:
-        self._stop_panel()
-        self._console.print(renderable)
 
     def get_state(self) -> dict[str, Any]:
         """Return the table: histories, newest values, and the best validation."""
@@ -270,12 +269,14 @@ class Display(Hook):
     def _draw(self) -> None:
         if self._live:
             self._live.update(self._build_panel(), refresh=True)
+            self._drawn_at = self._clock()
 
     # The output.
 
     def _show(self) -> None:
         if self._live:
-            self._draw()
+            if self._clock() - self._drawn_at >= FRAME_SECONDS:
+                self._draw()
         elif self._clock() - self._line_at >= LINE_SECONDS:
             self._print_line()
 
@@ -401,14 +402,14 @@ class _Output:
             os.dup2(null, descriptor)
             os.close(null)
         except (OSError, ValueError):
-            # A closed file has no descriptor, and its number may be another file's by now.
+            # A closed file names no descriptor, so another object takes its place.
             if self.file is not None and sys.stdout is self.file:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def show_controls(text: str) -> str:
     """Return the text with every control character as its escape sequence, such as `\\x1b`."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def draw_sparkline(points: Sequence[float], bars: str) -> str:

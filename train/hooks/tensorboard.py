@@ -19,7 +19,7 @@ class TensorBoard(Hook):
       ValueError: tensorboardX is missing.
     """
 
-    def __init__(self, folder: pathlib.Path | None = None):
+    def __init__(self, folder: pathlib.Path):
         try:
             import tensorboardX
         except ImportError as error:
