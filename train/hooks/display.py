@@ -145,6 +145,12 @@ class Display(Hook):
             for line in text.splitlines():
                 self._print(line, wrap=False)  # a command that is copied stays one line
 
+    def show(self, renderable: RenderableType) -> None:
+        """End the panel, which stays, and print something below."""
+        with self._harmless():
+            self._finish()
+            self._console.print(renderable)
+
     def get_state(self) -> dict[str, Any]:
         """Return the table: histories, newest values, and the best validation."""
         with self._lock:

@@ -13,19 +13,17 @@ class TensorBoard(Hook):
     """A `Hook` that writes `train/NAME` and `validation/NAME` over environment steps. A context that closes the file.
 
     Args:
-      folder: of the event files; it is made.
+      folder: of the event files; it is made. None: `tensorboard` in the run folder.
 
     Raises:
       ValueError: tensorboardX is missing.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path | None = None):
         try:
             import tensorboardX
         except ImportError as error:
-            raise ValueError(
-                f"TensorBoard in {folder} needs tensorboardX: pip install 'perpjax[tensorboard]'"
-            ) from error
+            raise ValueError("TensorBoard needs tensorboardX: pip install 'perpjax[tensorboard]'") from error
         self.folder = folder
         self._make = tensorboardX.SummaryWriter
         self._writer: Any = None
@@ -38,7 +36,8 @@ class TensorBoard(Hook):
 
     def on_start(self, run: RunInfo) -> None:
         """Begin a file. TensorBoard then hides the points of an earlier session that lie after its beginning."""
-        self._writer = self._make(str(self.folder), purge_step=run.first_step + 1, flush_secs=FLUSH_SECONDS)
+        folder = self.folder or run.folder / "tensorboard"
+        self._writer = self._make(str(folder), purge_step=run.first_step + 1, flush_secs=FLUSH_SECONDS)
 
     def on_updates(self, metrics: list[dict[str, Any]]) -> None:
         """Write a point of each metric for each update."""

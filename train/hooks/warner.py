@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from train.hooks import Hook
+from train.hooks import Hook, RunInfo
 
 ENTROPY_SHARE = 0.05
 """Least share of the first update's entropy."""
@@ -13,6 +13,9 @@ LARGEST_KL = 0.1
 
 UPDATES = 10
 """Updates with ended episodes over which a metric of episodes is judged."""
+
+PATIENCE = 0.25
+"""Share of a run after which its profit is judged. An untrained policy seldom has one."""
 
 _WATCHED = ("trades", "liquidations", "fees", "slippage", "funding", "gross_profit")
 
@@ -28,8 +31,13 @@ class Warner(Hook):
         self.say = say
         self.said: list[str] = []
         self.first_entropy: float | None = None
+        self.judged_from = 0.0
         self.recent: list[dict[str, float]] = []
         """Of the last `UPDATES` updates in which episodes ended: the watched metrics."""
+
+    def on_start(self, run: RunInfo) -> None:
+        """Note the step from which on profit is judged."""
+        self.judged_from = PATIENCE * run.total_steps
 
     def on_updates(self, metrics: list[dict[str, Any]]) -> None:
         """Judge every update."""
@@ -39,7 +47,7 @@ class Warner(Hook):
                 self.recent.append({name: line[name] for name in _WATCHED if name in line})
                 self.recent = self.recent[-UPDATES:]
                 if len(self.recent) == UPDATES:
-                    self._judge_episodes(line["update"])
+                    self._judge_episodes(line["update"], line["steps"] >= self.judged_from)
 
     def get_state(self) -> dict[str, Any]:
         """Return the names of the warnings that were given, and the metrics that later ones need."""
@@ -70,7 +78,7 @@ class Warner(Hook):
                 "lower learning_rate or epochs",
             )
 
-    def _judge_episodes(self, update: int) -> None:
+    def _judge_episodes(self, update: int, is_late: bool) -> None:
         over = f"in {UPDATES} updates"
         trades = self._average("trades")
         if trades == 0:
@@ -84,14 +92,16 @@ class Warner(Hook):
             return
         profit, liquidations = self._average("gross_profit"), self._average("liquidations")
         costs = sum(self._average(name) or 0.0 for name in ("fees", "slippage", "funding"))
-        if profit is not None and profit <= 0:
+        if not is_late or profit is None:
+            pass
+        elif profit <= 0:
             self._warn(
                 "loss",
                 update,
                 f"gross profit of an episode is {profit:,.2f} {over}, trades lose before costs; "
                 "train longer, or on other features",
             )
-        elif profit is not None and costs > profit:
+        elif costs > profit:
             self._warn(
                 "costs",
                 update,

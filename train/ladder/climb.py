@@ -25,7 +25,7 @@ from train.ladder.markets import UNSEEN
 from train.ladder.plotting import draw_verdicts
 from train.ladder.rungs import Figures, Run, Rung, Verdict, all_rungs, judge
 from train.ppo.config import Config
-from train.ppo.run import init_state, learn, make_ppo
+from train.ppo.run import describe_run, init_state, learn, make_ppo
 from train.state import Learner
 
 RungName = Literal["martingale", "signal", "leak", "costs", "ruin"]
@@ -89,7 +89,7 @@ def climb(settings: Settings, ladder: Sequence[Rung] | None = None) -> bool:
             for seed in range(settings.seeds):
                 done += 1
                 print(f"[{done}/{total}] {_key(fault, rung.name, seed)}: {rung.asks}", file=sys.stderr, flush=True)
-                run_once(runs, fault, rung, seed)
+                run_once(runs, fault, rung, seed, out)
                 write_json(out / RESULTS, _to_json(runs, verdicts))
             figures = [runs[_key(fault, rung.name, seed)]["figures"] for seed in range(settings.seeds)]
             verdicts.setdefault(fault or "whole", []).extend(judge(rung, figures))
@@ -116,7 +116,7 @@ def choose_rungs(settings: Settings, fault: Fault | None, ladder: Sequence[Rung]
     ]
 
 
-def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -> None:
+def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int, out: pathlib.Path) -> None:
     """Train and measure one seed of a rung, unless `runs` already holds it with the same settings."""
     config = dataclasses.replace(rung.config, seed=seed)
     key, described = _key(fault, rung.name, seed), json.loads(json.dumps(config.to_json()))
@@ -126,8 +126,9 @@ def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -
 
     def train(env: PerpEnv, config: Config) -> Learner:
         ppo, envs = plant(fault, make_ppo(config), VecEnv(AutoReset(env)))
-        with Display(config.num_updates * config.steps_per_update) as display:
-            display.stage("compiling")
+        with Display() as display:
+            display.on_start(describe_run(config, f"rung {rung.name}", out))
+            display.on_stage("compiling")
             return learn(ppo, envs, init_state(ppo, envs), (display,)).learner
 
     began = time.monotonic()

@@ -11,9 +11,15 @@ from train.policies.heads import MultiDiscrete
 from train.policies.mlp import MLP
 from train.policies.policy import Distribution, Policy, single_carry
 
-__all__ = ["MLP", "Distribution", "MultiDiscrete", "Policy", "make_policy", "single_carry"]
+__all__ = ["MLP", "Distribution", "MultiDiscrete", "Policy", "describe_policy", "make_policy", "single_carry"]
 
 
 def make_policy(config: Any) -> Policy:
     """Return the policy of a run's settings (`train.ppo.Config`)."""
     return MLP(config.hidden)
+
+
+def describe_policy(policy: Policy) -> str:
+    """Return one phrase for people, such as "MLP hidden=(64, 64)"."""
+    fields = ", ".join(f"{name}={value}" for name, value in vars(policy).items())
+    return f"{type(policy).__name__} {fields}".strip()

@@ -23,7 +23,7 @@ from train.hooks.warner import Warner
 from train.load import check_features, choose_step, read_learner
 from train.loop import Progress, compile_chunk, run_updates
 from train.memory import check_fit, count_bytes, program_bytes
-from train.policies import make_policy, single_carry
+from train.policies import describe_policy, make_policy, single_carry
 from train.ppo.algorithm import PPO
 from train.ppo.config import Config
 from train.record import (
@@ -139,7 +139,7 @@ class _Session:
         self._record({"train": train_env.market, "val": validation_env.market}, resumed)
         if resumed:
             hooks.set_state(resumed.hooks)
-        hooks.on_start(self._describe())
+        hooks.on_start(describe_run(config, config.dataset, self.folder, self.progress))
         for text in self.messages:
             hooks.on_message(text)
 
@@ -225,7 +225,7 @@ class _Session:
         """Make the folder of a new run, check that of an old one, and write config.json."""
         config = self.config
         dataset = describe_dataset(config.dataset, markets)
-        record = {"settings": config.to_json(), "dataset": dataset, "policy": str(self.ppo.policy)}
+        record = {"settings": config.to_json(), "dataset": dataset, "policy": describe_policy(self.ppo.policy)}
         if resumed:
             before = Run(self.folder).config()
             for split in markets:
@@ -239,20 +239,6 @@ class _Session:
             self.folder = create_folder(config.run_dir, _name(config))
         write_config(self.folder, record, describe_session(self.progress.steps))
         point_latest(self.folder)
-
-    def _describe(self) -> RunInfo:
-        config = self.config
-        return RunInfo(
-            folder=self.folder,
-            dataset=config.dataset,
-            policy=str(self.ppo.policy),
-            device=describe_device(),
-            num_envs=config.num_envs,
-            total_steps=config.num_updates * config.steps_per_update,
-            first_update=self.progress.update,
-            first_step=self.progress.steps,
-            initial_equity=float(config.params.initial_equity),
-        )
 
     def _look(self, windows: Windows, learner: Learner) -> dict[str, Any]:
         policy = self.ppo.policy
@@ -295,6 +281,22 @@ class _Session:
 def make_ppo(config: Config) -> PPO:
     """Return the algorithm with the configured policy."""
     return PPO(config, make_policy(config))
+
+
+def describe_run(config: Config, dataset: str, folder: pathlib.Path, progress: Progress | None = None) -> RunInfo:
+    """Return the facts that hooks show."""
+    progress = progress or Progress()
+    return RunInfo(
+        folder=folder,
+        dataset=dataset,
+        policy=describe_policy(make_policy(config)),
+        device=describe_device(),
+        num_envs=config.num_envs,
+        total_steps=config.num_updates * config.steps_per_update,
+        first_update=progress.update,
+        first_step=progress.steps,
+        initial_equity=float(config.params.initial_equity),
+    )
 
 
 def init_state(ppo: PPO, envs: VecEnv) -> TrainState:
