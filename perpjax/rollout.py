@@ -29,16 +29,17 @@ def window_starts(env: Env) -> Int[np.ndarray, "windows"]:
     )
 
 
-def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"], carry: Carry = ()) -> Episode:
+def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"], carry: Carry | None = None) -> Episode:
     """Play one episode from each first bar.
 
     Args:
       env: the market, parameters and choices to play on. An `AutoReset` or a `VecEnv` around it is ignored. Any
         other wrapper is a pytree and stays in place.
-      act: the policy; a pytree of arrays (`jax.tree_util.Partial`) avoids a second compilation.
+      act: the policy. A pytree, such as a loaded policy or a `jax.tree_util.Partial`, avoids a second compilation.
       key: source of all random numbers; windows do not share them.
       starts: first bars; see `window_starts`.
       carry: the policy's memory at the start of a window. Every window begins with it and has its own afterwards.
+        None: `act.initial_carry()` if there is such a method, else `()`.
 
     Returns:
       The statistics of the episodes, [windows], each up to its own end.
@@ -48,7 +49,9 @@ def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "window
     """
     unwrapped(env).check_start(starts)
     env = unwrapped(env, AutoReset, VecEnv)
-    if not isinstance(act, jax.tree_util.Partial):
+    if carry is None:
+        carry = act.initial_carry() if hasattr(act, "initial_carry") else ()
+    if jax.tree_util.all_leaves([act]):  # a plain function
         act = jax.tree_util.Partial(act)
     return _play(env, act, key, jnp.asarray(starts), carry)
 

@@ -86,7 +86,7 @@ class _Greedy:
 
 
 def evaluate(
-    env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"] | None = None, *, carry: Carry = ()
+    env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"] | None = None, *, carry: Carry | None = None
 ) -> Result:
     """Play one episode from each first bar, by default every window that fits without overlap.
 
@@ -95,7 +95,7 @@ def evaluate(
       act: the policy; a pytree of arrays (`jax.tree_util.Partial`) avoids a second compilation.
       key: of all random numbers; windows do not share them.
       starts: first bars.
-      carry: the policy's memory at the start of a window.
+      carry: the policy's memory at the start of a window, as in `play_windows`.
 
     Raises:
       ValueError: a first bar that may not be traded.
@@ -143,7 +143,7 @@ class Windows:
             starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
         return cls(env, starts, key)
 
-    def play(self, act: Act, carry: Carry = ()) -> Result:
+    def play(self, act: Act, carry: Carry | None = None) -> Result:
         """Play one episode in each window; see `evaluate`."""
         parts = []
         for i in range(0, len(self.starts), self.rows):
