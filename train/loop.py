@@ -23,6 +23,8 @@ Look = Callable[[Learner], dict[str, Any]]
 """One evaluation of the greedy policy: means over windows, see `Hook.on_evaluation`."""
 CHUNK_SECONDS = 1.0
 """A chunk of updates lasts about so long. A signal is answered after it."""
+LONGEST_UPDATE = 5.0
+"""An update that takes longer, in seconds, is worth a message."""
 
 
 @dataclasses.dataclass
@@ -170,7 +172,10 @@ def run_updates(
             hooks.on_updates(finite)
         if len(finite) < n:
             raise ValueError(_describe_divergence(lines[len(finite)]))
-        started()
+        if progress.steps == first_steps + n * schedule.steps_per_update:
+            started()
+            if pace > LONGEST_UPDATE:
+                hooks.on_message(f"warning: an update takes {pace:.0f} s; a signal is answered only after it")
 
         is_best = False
         if look is not None and schedule.is_due(progress.update, schedule.evaluate_every):

@@ -42,7 +42,7 @@ class Hook:
         """Receive the metrics of finished updates, in order: one dictionary of finite numbers for each update.
 
         Every dictionary has `update` (from 1), `steps`, `seconds` and `steps_per_second`, over all environments.
-        A mean over the episodes that ended in the update is absent if none did. README's table of metrics has them all.
+        A mean over the episodes that ended in the update is absent if none did. docs/runs.md has them all.
         """
 
     def on_evaluation(self, evaluation: dict[str, Any]) -> None:
