@@ -8,10 +8,10 @@ from train.ppo.config import Config, Settings
 from train.ppo.run import train
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, prog: str = "python -m train.ppo") -> None:
     """Parse the arguments and train; a wrong value is one line and exit status 2."""
     try:
-        settings = tyro.cli(Settings, args=args, prog="python -m train.ppo")
+        settings = tyro.cli(Settings, args=args, prog=prog)
         train(Config(**vars(settings)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
