@@ -39,9 +39,9 @@ class Args:
     """Print only the result, as JSON, to standard output."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m perpjax.audit") -> int:
     """Run the command line; returns the exit status."""
-    args = tyro.cli(Args, args=argv, prog="python -m perpjax.audit")
+    args = tyro.cli(Args, args=argv, prog=prog)
     console = Console(stderr=True)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the function may print

@@ -231,9 +231,9 @@ class Args:
     """Seed of all draws."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m perpjax.audit.fuzz") -> int:
     """Run the command line; returns the exit status."""
-    args = tyro.cli(Args, args=argv, prog="python -m perpjax.audit.fuzz")
+    args = tyro.cli(Args, args=argv, prog=prog)
     try:
         tallies = run(args)
     except (ValueError, OSError) as error:

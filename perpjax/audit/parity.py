@@ -216,9 +216,9 @@ class Task(NamedTuple):
     episodes: int
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m perpjax.audit.parity") -> int:
     """Run the command line; returns the exit status."""
-    args = tyro.cli(Args, args=argv, prog="python -m perpjax.audit.parity")
+    args = tyro.cli(Args, args=argv, prog=prog)
     # Parent and workers share the device: by default each would claim most of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:

@@ -74,9 +74,9 @@ class Args:
     """Replace the dataset in the folder."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m perpjax.data.build") -> int:
     """Run the command line; returns the exit status: 0, or 2 after one line on stderr."""
-    args = tyro.cli(Args, args=argv, prog="python -m perpjax.data.build")
+    args = tyro.cli(Args, args=argv, prog=prog)
     try:
         _run(args)
     except (ValueError, OSError) as error:

@@ -7,10 +7,10 @@ import tyro
 from train.ladder.climb import Settings, climb
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, prog: str = "python -m train.ladder") -> None:
     """Parse the arguments and climb; a wrong value is one line and exit status 2."""
     try:
-        as_it_should_be = climb(tyro.cli(Settings, args=args, prog="python -m train.ladder"))
+        as_it_should_be = climb(tyro.cli(Settings, args=args, prog=prog))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
