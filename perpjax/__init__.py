@@ -1,5 +1,7 @@
 """perpjax: a reinforcement-learning environment for crypto perpetual futures, in JAX."""
 
+from typing import TYPE_CHECKING, Any
+
 from perpjax.data import build_market, load_market
 from perpjax.data.markets import concatenate_markets, slice_market
 from perpjax.env import PerpEnv
@@ -17,5 +19,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Account", "AutoReset", "Bar", "EnvConfig", "EnvParams", "Instrument", "Ledger", "Lots", "Market", "Order",
     "PerpEnv", "Segments", "State", "VecEnv", "Verdict", "build_market", "concatenate_markets", "load_market",
-    "review", "slice_market",
+    "load_policy", "review", "slice_market",
 ]  # fmt: skip
+
+if TYPE_CHECKING:
+    from train.load import load_policy
+
+
+def __getattr__(name: str) -> Any:
+    """Import the trainer's functions when they are asked for, even where a `train.py` of the user's shadows `train`."""
+    if name != "load_policy":
+        raise AttributeError(f"module 'perpjax' has no attribute {name!r}")
+    from perpjax._trainer import import_train
+
+    return import_train("load").load_policy

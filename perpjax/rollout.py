@@ -29,7 +29,9 @@ def window_starts(env: Env) -> Int[np.ndarray, "windows"]:
     )
 
 
-def play_windows(env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"], carry: Carry | None = None) -> Episode:
+def play_windows(
+    env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"], carry: Carry | None = None
+) -> Episode:
     """Play one episode from each first bar.
 
     Args:

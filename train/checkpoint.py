@@ -20,12 +20,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from train.run_folder import CHECKPOINTS as FOLDER
+
 T = TypeVar("T")
 
 FORMAT = 1
 """Version of the layout. A checkpoint of another one is refused."""
-FOLDER = "checkpoints"
-"""Folder of the checkpoints inside a run folder."""
 KEPT = 3
 """The newest so many checkpoints are kept, and the best on validation."""
 ITEMS = ("learner", "loop")

@@ -18,7 +18,7 @@ from train.normalize import Moments
 from train.policies import Policy, make_policy
 from train.policies.policy import Carry, Params
 from train.ppo.config import Config
-from train.runs import Run, find_run
+from train.run_folder import Run, find_run
 from train.state import Learner
 
 

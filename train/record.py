@@ -17,10 +17,7 @@ import perpjax
 from perpjax import Market
 from perpjax.audit.fingerprint import fingerprint
 from train.checkpoint import write_json
-
-FORMAT = 1
-"""Version of config.json."""
-CONFIG, EVALUATION, LATEST = "config.json", "evaluation.json", "latest"
+from train.run_folder import CONFIG, EVALUATIONS, FORMAT, LATEST, METRICS
 
 
 def create_folder(wanted: pathlib.Path | None, name: str) -> pathlib.Path:
@@ -53,10 +50,10 @@ def create_folder(wanted: pathlib.Path | None, name: str) -> pathlib.Path:
 
 def remove_unused(folder: pathlib.Path) -> None:
     """Remove the folder of a run that has ended before its first update."""
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     if metrics.exists() and metrics.stat().st_size:
         return
-    for name in (CONFIG, "metrics.jsonl", "evaluations.jsonl"):
+    for name in (CONFIG, METRICS, EVALUATIONS):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()

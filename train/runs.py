@@ -110,9 +110,9 @@ def _print(console: Console, args: List | Show | Compare) -> None:
 
 def _read_defaults() -> dict[str, Any]:
     """The settings of a run without options, as config.json would have them. This loads JAX, but starts no device."""
-    from train.ppo.config import Settings
+    from train.ppo.config import Config
 
-    return json.loads(json.dumps(dataclasses.asdict(Settings()), default=str))
+    return json.loads(json.dumps(Config().to_json()))
 
 
 def _check_plot(path: pathlib.Path) -> None:

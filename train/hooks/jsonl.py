@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from train.hooks import Hook, RunInfo
-
-METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+from train.run_folder import EVALUATIONS, METRICS
 
 
 class JsonLines(Hook):

@@ -10,10 +10,16 @@ from train.stopping import Interrupted
 
 
 def main(args: list[str] | None = None, prog: str = "python -m train.ppo") -> None:
-    """Parse the arguments and train; a wrong value is one line and exit status 2."""
+    """Parse the arguments and train.
+
+    A wrong value is one line and exit status 2. A signal ends the process with 128 + its number.
+    """
     try:
-        settings = tyro.cli(Settings, args=args, prog=prog)
-        train(Config(**vars(settings)))
+        config, resumed = parse(sys.argv[1:] if args is None else args, prog)
+        if resumed is None:
+            train(config)
+        else:
+            continue_run(config, resumed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,7 +9,7 @@ import tyro
 from perpjax import EnvConfig, EnvParams
 from perpjax.params import RANGES
 from train.ppo.config import Config, Fraction, MachineArgs, NetworkArgs, ParamArgs, PPOArgs, RunArgs
-from train.runs import Run, find_run
+from train.run_folder import Run, find_run
 
 CHOICES = {
     "actions": "Form of an action. The trainer's policy is a multi_discrete one.",

@@ -27,7 +27,6 @@ from train.policies import describe_policy, make_policy, single_carry
 from train.ppo.algorithm import PPO
 from train.ppo.config import Config
 from train.record import (
-    EVALUATION,
     create_folder,
     describe_dataset,
     describe_device,
@@ -36,7 +35,7 @@ from train.record import (
     remove_unused,
     write_config,
 )  # fmt: skip
-from train.runs import Run, find_run
+from train.run_folder import CLOSING, Run, find_run
 from train.state import Learner, TrainState
 from train.stopping import Interrupted, InThread, Stopper
 from train.table import make_table
@@ -178,7 +177,7 @@ class _Session:
                 look=lambda learner: self._look(windows, learner),
                 checkpoints=checkpoints,
                 stop=lambda: self.stopper.wanted is not None,
-                started=self._wait_for_saves,
+                started=self._after_first_update,
             )
         finally:
             try:
@@ -186,8 +185,9 @@ class _Session:
             except checkpoint.CheckpointError as error:
                 hooks.on_message(str(error))
 
-    def _wait_for_saves(self) -> None:
-        self.stopper.patient = True
+    def _after_first_update(self) -> None:
+        self.stopper.patient = True  # a signal now waits for the save
+        point_latest(self.folder)
 
     def _read_origin(self, env: PerpEnv) -> Learner:
         """Parameters and statistics of the run of `init_from`."""
@@ -210,7 +210,7 @@ class _Session:
             rest = checkpoint.unflatten(snapshot.loop, forms._replace(learner=()), where)
             self.messages += [f"{text}; the one of step {step} is used" for text in skipped]
             progress = Progress(**snapshot.host["progress"])
-            if progress.update >= config.num_updates and (self.folder / EVALUATION).exists():
+            if progress.update >= config.num_updates and (self.folder / CLOSING).exists():
                 raise ValueError(
                     f"{self.folder} has ended: {progress.steps:,} of {config.total_steps:,} steps are done; "
                     f"--total-steps with a larger number goes on"
@@ -238,7 +238,6 @@ class _Session:
         else:
             self.folder = create_folder(config.run_dir, _name(config))
         write_config(self.folder, record, describe_session(self.progress.steps))
-        point_latest(self.folder)
 
     def _look(self, windows: Windows, learner: Learner) -> dict[str, Any]:
         policy = self.ppo.policy
@@ -264,7 +263,7 @@ class _Session:
         policies = {name: policies[name] | _describe_result(result) for name, result in results.items()}
         bars = config.env.episode_length
         write_json(
-            self.folder / EVALUATION,
+            self.folder / CLOSING,
             {"split": "val", "windows": len(windows.starts), "bars": bars, "policies": policies},
         )
         title = f"Validation split of {config.dataset}: mean of {len(windows.starts)} x {bars} bars"
