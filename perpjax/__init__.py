@@ -1,6 +1,6 @@
 """perpjax: a reinforcement-learning environment for crypto perpetual futures, in JAX."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from perpjax.data import build_market, load_market
 from perpjax.data.markets import concatenate_markets, slice_market
@@ -22,9 +22,6 @@ __all__ = [
     "load_policy", "review", "slice_market",
 ]  # fmt: skip
 
-if TYPE_CHECKING:
-    from train.load import load_policy
-
 
 def __getattr__(name: str) -> Any:
     """Import the trainer's functions when they are asked for, even where a `train.py` of the user's shadows `train`."""
@@ -32,4 +29,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'perpjax' has no attribute {name!r}")
     from perpjax._trainer import import_train
 
-    return import_train("load").load_policy
+    return import_train("ppo.load").load_policy

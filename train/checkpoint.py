@@ -111,13 +111,13 @@ class Checkpoints:
     """The checkpoints of one run, written in the background. The last `KEPT` are kept, and the best.
 
     Args:
-      run_folder: holds them in `checkpoints/`. What a killed save left there is removed.
+      run_folder: holds them in `checkpoints/`. The remains of a killed save are removed.
     """
 
     def __init__(self, run_folder: pathlib.Path):
         self.folder = (run_folder / FOLDER).absolute()
         self.best: int | None = None
-        """The step to keep, whatever its age."""
+        """The step to keep, however old."""
         self.last: int | None = None
         """The newest step that is known to be whole."""
         self._pending: int | None = None
@@ -191,7 +191,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _fail(self, error: Exception) -> CheckpointError:
-        """The error in one line. A manager whose save failed is left behind with its remains."""
+        """The error in one line. The manager of the failed save is closed, and its files are removed."""
         manager, self._manager, step, self._pending = self._manager, None, self._pending, None
         if manager is not None:
             for end in (manager.wait_until_finished, manager.close):

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from markets import FREE, crash_market, hand_market, order
+from rich.console import Console
 
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, concatenate_markets
 from perpjax.rollout import play_windows
 from perpjax.rules.orders import MULTI_DISCRETE, hold_action
 from train.evaluate import Result, evaluate, hold, random, t_statistic, window_starts
-from train.table import print_results
+from train.table import make_table
 
 LENGTH = 24
 CONFIG = EnvConfig(max_lots=3, episode_length=LENGTH)
@@ -131,7 +132,7 @@ def test_t_statistic_by_hand():
 
 
 def result_of(*returns: float) -> Result:
-    return Result(np.array(returns), np.array(returns), *[np.zeros(len(returns))] * 5)
+    return Result(np.array(returns), np.array(returns), *[np.zeros(len(returns))] * 6)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +141,18 @@ def result_of(*returns: float) -> Result:
 )
 def test_the_table_shows_a_dash_for_a_t_without_a_value(returns, cells, against, capsys):
     nothing = [0.0] * len(returns)
-    print_results({"trained": result_of(*returns), "hold": result_of(*nothing), "random": result_of(*nothing)}, "title")
+    results = {"final": result_of(*returns), "hold": result_of(*nothing), "random": result_of(*nothing)}
+    Console(width=100).print(make_table(results, "title"))
     out = capsys.readouterr().out
     rows = {
         row[0]: row[1:4] for row in ([x.strip() for x in line.split("│")[1:-1]] for line in out.splitlines()) if row
     }
-    assert rows["trained"] == cells
+    assert rows["final"] == cells
     assert rows["hold"][2] == rows["random"][2] == "-"
-    assert f"trained against random: {against}." in " ".join(out.split()) and "nan" not in out
+    assert f"final against random: {against}." in " ".join(out.split()) and "nan" not in out
+    assert "chosen on this split" not in out
+    Console(width=100).print(make_table({"best": result_of(*returns)} | results, "title"))
+    assert "chosen on this split" in " ".join(capsys.readouterr().out.split())
 
 
 def follow_by_hand(env: PerpEnv, actions: np.ndarray, start: int) -> dict[str, float]:

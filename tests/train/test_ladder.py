@@ -23,8 +23,9 @@ from train.ladder.references import Ridge, best_of_single_bars, choose_threshold
 from train.ladder.rungs import Check, Run, Rung, Verdict, all_rungs, measure_ruin
 from train.policies import MultiDiscrete
 from train.ppo.config import Config
+from train.ppo.environment import wrap_market
 from train.ppo.losses import Rows, compute_gae
-from train.ppo.run import init_state, learn, make_ppo, wrap_market
+from train.ppo.run import init_state, learn, make_ppo
 from train.state import Learner
 
 BY_NAME = {rung.name: rung for rung in all_rungs()}

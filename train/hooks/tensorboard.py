@@ -1,5 +1,6 @@
 """Metrics as event files of TensorBoard. Needs tensorboardX: `pip install 'perpjax[tensorboard]'`."""
 
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -20,10 +21,10 @@ class TensorBoard(Hook):
     """
 
     def __init__(self, folder: pathlib.Path | None = None):
-        try:
-            import tensorboardX
-        except ImportError as error:
-            raise ValueError("TensorBoard needs tensorboardX: pip install 'perpjax[tensorboard]'") from error
+        if importlib.util.find_spec("tensorboardX") is None:
+            raise ValueError("TensorBoard needs tensorboardX: pip install 'perpjax[tensorboard]'")
+        import tensorboardX
+
         self.folder = folder
         self._make = tensorboardX.SummaryWriter
         self._writer: Any = None

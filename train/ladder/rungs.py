@@ -30,7 +30,8 @@ from train.ladder.markets import Pair, leaking_features, synthetic_pair, trap_pa
 from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
 from train.policies import single_carry
 from train.ppo.config import Config, ParamArgs
-from train.ppo.run import make_ppo, wrap_market
+from train.ppo.environment import wrap_market
+from train.ppo.run import make_ppo
 from train.state import Learner
 
 KEY = 1_000_003

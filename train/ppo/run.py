@@ -12,7 +12,6 @@ from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.data.seeds import seed_key
 from train import checkpoint
 from train.checkpoint import Checkpoints, write_json
-from train.environment import make_env
 from train.evaluate import Result, Windows, greedy, hold, random, t_statistic
 from train.hooks import Hook, RunInfo
 from train.hooks.broadcast import Broadcast
@@ -20,12 +19,13 @@ from train.hooks.display import Display
 from train.hooks.jsonl import JsonLines
 from train.hooks.tensorboard import TensorBoard
 from train.hooks.warner import Warner
-from train.load import check_features, choose_step, read_learner
 from train.loop import Progress, compile_chunk, run_updates
 from train.memory import check_fit, count_bytes, program_bytes
 from train.policies import describe_policy, make_policy, single_carry
 from train.ppo.algorithm import PPO
 from train.ppo.config import Config
+from train.ppo.environment import make_env
+from train.ppo.load import check_features, choose_step, read_learner
 from train.record import (
     create_folder,
     describe_dataset,

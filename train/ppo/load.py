@@ -13,11 +13,11 @@ from perpjax._pytree import pytree
 from perpjax.audit.fingerprint import fingerprint
 from perpjax.state import State
 from train.checkpoint import FOLDER, ITEMS, list_steps, read, read_newest, unflatten
-from train.environment import wrap_market
 from train.normalize import Moments
 from train.policies import Policy, make_policy
 from train.policies.policy import Carry, Params
 from train.ppo.config import Config
+from train.ppo.environment import wrap_market
 from train.run_folder import Run, find_run
 from train.state import Learner
 
