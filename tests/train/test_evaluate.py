@@ -174,6 +174,7 @@ def follow_by_hand(env: PerpEnv, actions: np.ndarray, start: int) -> dict[str, f
         trades=float(ledger.opened),
         fees=float(ledger.fees) / initial,
         slippage=float(ledger.slippage) / initial,
+        funding=float(ledger.funding) / initial,
         liquidations=float(ledger.liquidated),
         terminated=bool(state.terminated),
     )

@@ -1,9 +1,11 @@
 """Each warning at its threshold and just before it, and only once in a run."""
 
 import json
+import pathlib
 
 import pytest
 
+from train.hooks import RunInfo
 from train.hooks.warner import UPDATES, Warner
 
 EPISODES = {"trades": 10.0, "liquidations": 1.0, "fees": 30.0, "slippage": 20.0, "funding": -10.0, "gross_profit": 50.0}
@@ -15,7 +17,7 @@ def play(lines: list[dict], warner: Warner | None = None) -> tuple[list[str], Wa
     said: list[str] = []
     warner = warner or Warner(said.append)
     warner.say = said.append
-    warner.on_updates([{"update": i} | line for i, line in enumerate(lines, 1)])
+    warner.on_updates([{"update": i, "steps": 10 * i} | line for i, line in enumerate(lines, 1)])
     return said, warner
 
 
@@ -117,3 +119,12 @@ def test_a_resume_loses_no_count(cut):
     resumed.set_state(json.loads(json.dumps(warner.get_state())))
     later, _ = play(BAD[cut:], resumed)
     assert [x.split(": ", 2)[2] for x in said + later] == [x.split(": ", 2)[2] for x in play(BAD)[0]]
+
+
+@pytest.mark.parametrize(("total_steps", "warnings"), [(400, 1), (401, 0)])
+def test_profit_is_judged_after_a_quarter_of_the_run(total_steps, warnings):
+    """The tenth update ends at step 100."""
+    warner = Warner(print)
+    warner.on_start(RunInfo(pathlib.Path("run"), "data", "MLP", "cpu", 1, total_steps, 0, 0, 1e4))
+    said, _ = play([EPISODES | {"gross_profit": -5.0}] * UPDATES, warner)
+    assert len(said) == warnings and all("trades lose before costs" in x for x in said)
