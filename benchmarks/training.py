@@ -23,7 +23,7 @@ import jax
 from rich.console import Console
 
 from benchmarks.harness import RESULTS, Clock, clock, quartiles, run_command, save, take_turns
-from perpjax import AutoReset
+from perpjax import AutoReset, VecEnv
 
 PROGRAM = "benchmarks.training"
 Trainer = Callable[[AutoReset, Any], tuple[Any, Any]]
@@ -64,20 +64,22 @@ class Args:
 
 def make_ours(args: Args) -> tuple[AutoReset, Any, Trainer]:
     """Return the environment, and our trainer's first state and updates: all that this script knows of `train`."""
-    from train.config import Config
-    from train.main import make_env
-
-    from train.ppo import init_train, train_updates
+    from train.ppo.config import Config
+    from train.ppo.environment import make_env
+    from train.ppo.run import init_state, make_ppo
 
     num_envs, num_steps, epochs, minibatches, updates = args.sizes
     total_steps = num_envs * num_steps * updates * (args.repeats + 1)  # the learning rate falls over all of them
-    config = Config(args.dataset, num_envs, total_steps, 0, None, num_steps, epochs, minibatches)
-    env = AutoReset(make_env(config, "train"))
-    return (
-        env,
-        init_train(env, config, jax.random.key(0)),
-        lambda env, state: train_updates(env, state, config, updates),
-    )
+    config = Config(
+        dataset=args.dataset, num_envs=num_envs, total_steps=total_steps, num_steps=num_steps, epochs=epochs,
+        num_minibatches=minibatches,
+    )  # fmt: skip
+    env, ppo = AutoReset(make_env(config, "train")), make_ppo(config)
+
+    def run_updates(env: AutoReset, state: Any) -> Any:
+        return jax.lax.scan(lambda state, _: ppo.update(VecEnv(env), state), state, length=updates)
+
+    return env, init_state(ppo, VecEnv(env)), run_updates
 
 
 def make_peer(args: Args, env: AutoReset) -> tuple[Any, Trainer]:

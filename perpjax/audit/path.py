@@ -62,7 +62,12 @@ class PathSensitivity:
 
 
 def path_sensitivity(
-    env: Env, policy: Act, *, carry: Carry | None = None, starts: Int[np.ndarray, "windows"] | None = None, seed: int = 0
+    env: Env,
+    policy: Act,
+    *,
+    carry: Carry | None = None,
+    starts: Int[np.ndarray, "windows"] | None = None,
+    seed: int = 0,
 ) -> PathSensitivity:
     """Play a policy under each intrabar rule, with the same random numbers from the same first bars.
 
