@@ -100,11 +100,18 @@ def describe_device() -> str:
 
 
 def describe_dataset(name: str, markets: dict[str, Market]) -> dict[str, Any]:
-    """Return the dataset's name, features and symbols, and the SHA-256 of each split as it was loaded."""
+    """Return name, path, features and symbols of the dataset, and the SHA-256 of each split as it was loaded."""
     head = next(iter(markets.values()))
+    path = None if name.startswith("synthetic:") else str(pathlib.Path(name).absolute())
     hashes = {split: fingerprint(market) for split, market in markets.items()}
     symbols = sorted({origin.symbol for origin in head.origins})
-    return {"name": name, **hashes, "features": list(head.feature_names), "symbols": symbols}
+    return {"name": name, "path": path, **hashes, "features": list(head.feature_names), "symbols": symbols}
+
+
+def locate_dataset(record: dict[str, Any]) -> str:
+    """Return the name of a run's dataset, or its absolute path if the name leads nowhere from the current folder."""
+    name, path = record["settings"]["dataset"], record["dataset"].get("path")
+    return name if path is None or pathlib.Path(name).exists() else path
 
 
 def write_config(folder: pathlib.Path, record: dict[str, Any], session: dict[str, Any]) -> None:

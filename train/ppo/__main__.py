@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 
+import jax
+
 from train.ppo.command import parse
 from train.ppo.run import continue_run, train
 from train.stopping import Interrupted
@@ -22,6 +24,11 @@ def main(args: list[str] | None = None, prog: str = "python -m train.ppo") -> No
             continue_run(config, resumed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: the device is out of memory; lower --num-envs or --num-steps", file=sys.stderr)
         raise SystemExit(2) from None
     except Interrupted as error:
         with contextlib.suppress(OSError, ValueError):

@@ -6,9 +6,9 @@ from perpjax import EnvParams, Market, PerpEnv, load_market
 from train.ppo.config import Config
 
 
-def make_env(config: Config, split: str) -> PerpEnv:
-    """Return the environment of one split of the configured dataset."""
-    return wrap_market(load_market(config.dataset, split=split), config)
+def make_env(config: Config, split: str, dataset: str | None = None) -> PerpEnv:
+    """Return the environment of one split of the configured dataset, or of another one."""
+    return wrap_market(load_market(dataset or config.dataset, split=split), config)
 
 
 def wrap_market(market: Market, config: Config) -> PerpEnv:

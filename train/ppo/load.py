@@ -18,6 +18,7 @@ from train.policies import Policy, make_policy
 from train.policies.policy import Carry, Params
 from train.ppo.config import Config
 from train.ppo.environment import wrap_market
+from train.record import locate_dataset
 from train.run_folder import Run, find_run
 from train.state import Learner
 
@@ -89,11 +90,11 @@ class LoadedPolicy:
         Raises:
           ValueError: the features differ, or the dataset cannot be read.
         """
-        name = dataset or self.config.dataset
+        name = dataset or locate_dataset({"settings": vars(self.config), "dataset": self.dataset})
         market = load_market(name, split=split)
         check_features(self.dataset, market.feature_names, name)
         known = self.dataset.get(split or "")
-        if name != self.dataset["name"]:
+        if name not in (self.dataset["name"], self.dataset.get("path")):
             warnings.warn(f"{self}: played on another dataset, {name}", stacklevel=2)
         elif known and fingerprint(market) != known:
             warnings.warn(f"{self}: the {split} split of {name} has changed since the training", stacklevel=2)

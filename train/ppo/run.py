@@ -31,6 +31,7 @@ from train.record import (
     describe_dataset,
     describe_device,
     describe_session,
+    locate_dataset,
     point_latest,
     remove_unused,
     write_config,
@@ -129,7 +130,8 @@ class _Session:
     def _train(self) -> None:
         config, hooks = self.config, self.hooks
         hooks.on_stage(f"loading {config.dataset}")
-        train_env, validation_env = (make_env(config, split) for split in ("train", "val"))
+        dataset = config.dataset if self.is_new else locate_dataset(Run(self.folder).config())
+        train_env, validation_env = (make_env(config, split, dataset) for split in ("train", "val"))
         envs = VecEnv(AutoReset(train_env))
         forms = jax.eval_shape(self.ppo.init, envs, jax.random.key(0))
         check_fit(_lower_bound(self.ppo, envs, forms), "at least, before anything is compiled", config.num_envs)
@@ -228,9 +230,14 @@ class _Session:
         record = {"settings": config.to_json(), "dataset": dataset, "policy": describe_policy(self.ppo.policy)}
         if resumed:
             before = Run(self.folder).config()
-            for split in markets:
-                if before["dataset"][split] != dataset[split]:
-                    self.messages.append(f"the {split} split of {config.dataset} has changed since the run began")
+            if before["dataset"]["train"] != dataset["train"]:
+                raise ValueError(
+                    f"the training split of {config.dataset} has changed since {self.folder} began; "
+                    f"--init-from {self.folder} begins a new run with its policy"
+                )
+            if before["dataset"]["val"] != dataset["val"]:
+                self.messages.append(f"warning: the validation split of {config.dataset} has changed since then")
+            record["dataset"] = before["dataset"] | {"val": dataset["val"]}
             old = Config.from_json(before["settings"])
             if old.total_steps != config.total_steps:
                 self.messages.append(_describe_rate(old, config, self.progress.update))
