@@ -14,7 +14,7 @@ from perpjax._grid import FIRST_DECISION
 from perpjax.data import grid as gr
 from perpjax.data import indicators
 from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
-from perpjax.data.markets import one_segment, pack_rows, to_device
+from perpjax.data.markets import find_segments, pack_rows, to_device
 from perpjax.data.scaler import Scaler, choose_scaler
 from perpjax.data.venues import KNOWN, find_instrument
 from perpjax.instrument import EXACT, Instrument
@@ -123,12 +123,14 @@ def build(
     scaler: Scaler | None = None,
     symbol: str | None = None,
     sources: Sources = Sources(),  # noqa: B008
+    hole_bars: int | None = None,
     **numbers: float | None,
 ) -> Built:
     """Build as `build_market`, with the tables and a report. Features may be a table computed before.
 
     Args:
       sources: names for messages.
+      hole_bars: see `markets.find_segments`.
       numbers: fields of `Instrument` that override the known values of the symbol; None does not.
     """
     candles = validate(candles, CANDLES, sources.candles)
@@ -161,7 +163,7 @@ def build(
         rows=to_device(pack_rows(last, marks, grid.valid, settled, known_atr(bars, tick), _as_matrix(table))),
         scaler_mean=jnp.asarray(scaler.mean, jnp.float32),
         scaler_scale=jnp.asarray(scaler.scale, jnp.float32),
-        segments=one_segment(first, len(grid.valid) - 1),
+        segments=find_segments(first, grid.valid.any(axis=1), hole_bars),
         instruments=jax.tree.map(lambda x: x[None], instrument.on_device()),
         candles_per_bar=grid.valid.shape[1],
         has_mark=marks is not None,

@@ -19,7 +19,7 @@ from perpjax._grid import FIRST_DECISION
 from perpjax.data import synthetic
 from perpjax.data.builder import Built, Sources, build
 from perpjax.data.contract import BAR_MS, DataError
-from perpjax.data.markets import slice_market
+from perpjax.data.markets import find_traded, slice_market
 from perpjax.data.scaler import Scaler, attach_scaler, fit_scaler
 from perpjax.instrument import Instrument
 from perpjax.market import Market
@@ -125,8 +125,15 @@ def cut_split(market: Market, split: Split) -> Market:
 
 
 def fit_on_train(market: Market, splits: tuple[Split, ...]) -> Scaler:
-    """Fit the scaler on the training split's decision bars, and on no others."""
-    return fit_scaler(market, range(splits[0].start, splits[0].stop))
+    """Fit the scaler on the training split's decision bars that traded, and on no others."""
+    return fit_scaler(market, training_rows(market, splits))
+
+
+def training_rows(market: Market, splits: tuple[Split, ...]) -> np.ndarray:
+    """Return the decision bars of the training split in which something traded; all of them if nothing did."""
+    train = splits[0]
+    traded = find_traded(market)[train.start : train.stop]
+    return train.start + (np.flatnonzero(traded) if traded.any() else np.arange(train.stop - train.start))
 
 
 def load_market(source: str | os.PathLike[str], split: str | None = None) -> Market:

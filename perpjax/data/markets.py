@@ -52,15 +52,42 @@ def one_segment(first: int, last: int) -> Segments:
     return Segments(*(jnp.asarray([x], jnp.int32) for x in (first, last, 0, 0)))
 
 
+def find_segments(first: int, traded: np.ndarray, hole_bars: int | None) -> Segments:
+    """The segments of bars first .. N - 1: all of them, or those between the holes.
+
+    Args:
+      traded: [N] bool, bars with a valid candle.
+      hole_bars: so many bars in a row without a trade are a hole, in which no episode starts and which none spans.
+        None: there are no holes.
+    """
+    edges = np.flatnonzero(np.diff(traded.astype(np.int8), prepend=1, append=1))
+    holes = [(a, b) for a, b in edges.reshape(-1, 2).tolist() if hole_bars is not None and b - a >= hole_bars]
+    starts = [first, *(b for _, b in holes)]
+    stops = [*(a for a, _ in holes), len(traded)]
+    kept = [(max(a, first), b - 1) for a, b in zip(starts, stops, strict=True) if b > max(a, first)]
+    return Segments(*jnp.asarray([(*span, 0, 0) for span in kept], jnp.int32).T)
+
+
+def find_traded(market: Market) -> np.ndarray:
+    """Which bars have a valid candle, [N] bool."""
+    k = market.candles_per_bar
+    first = (8 if market.has_mark else 4) * k
+    return np.asarray(market.candles[:, first : first + k] > 0).any(axis=1)
+
+
 def slice_market(market: Market, start: int, stop: int) -> Market:
     """The market of bars start .. stop - 1 of a market with one origin, which knows nothing after them."""
     (origin,) = market.origins
     if not 0 <= start < stop <= origin.num_bars:
         raise ValueError(f"bars {start} .. {stop} do not lie within the market's {origin.num_bars} bars")
-    first = max(int(market.segments.first[0]) - start, FIRST_DECISION)
+    first = np.maximum(np.asarray(market.segments.first) - start, FIRST_DECISION)
+    last = np.minimum(np.asarray(market.segments.last), stop - 1) - start
+    kept = first <= last
+    kept[0] |= not kept.any()  # no episode starts there
+    spans = np.column_stack([first, last, np.zeros_like(first), np.zeros_like(first)])[kept]
     return market.replace(
         rows=to_device(np.asarray(market.rows)[start : stop + 1]),
-        segments=one_segment(first, stop - start - 1),
+        segments=Segments(*jnp.asarray(spans, jnp.int32).T),
         origins=(Origin(origin.symbol, origin.start_ms + BAR_MS * start, 0, stop - start),),
     )
 

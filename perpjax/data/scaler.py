@@ -1,5 +1,6 @@
 """The standard scaler of the features: plain numbers by name, fitted only on the training split."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ class Scaler(NamedTuple):
     scale: np.ndarray
 
 
-def fit_scaler(market: Market, rows: range) -> Scaler:
+def fit_scaler(market: Market, rows: Sequence[int] | np.ndarray) -> Scaler:
     """Fit mean and population standard deviation of the features of some rows, in float64.
 
     A constant feature gets scale 1: its deviation is below 1e-12 of its mean, or below the smallest normal float32.
@@ -27,12 +28,20 @@ def fit_scaler(market: Market, rows: range) -> Scaler:
     Raises:
       ValueError: there are no rows, rows lie outside the market, or a value is not finite.
     """
-    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= len(market.rows):
-        raise ValueError(f"a scaler cannot be fitted on rows {rows} of a market of {len(market.rows)} rows")
-    x = np.asarray(market.features[rows.start : rows.stop : rows.step], np.float64)
+    return fit_scaler_on([(market, rows)])
+
+
+def fit_scaler_on(parts: Sequence[tuple[Market, Sequence[int] | np.ndarray]]) -> Scaler:
+    """Fit as `fit_scaler`, on rows of several markets with the same features."""
+    chosen = []
+    for market, rows in parts:
+        if len(rows) == 0 or min(rows) < 0 or max(rows) >= len(market.rows):
+            raise ValueError(f"a scaler cannot be fitted on rows {rows} of a market of {len(market.rows)} rows")
+        chosen.append(np.asarray(market.features, np.float64)[np.asarray(rows)])
+    x, market = np.concatenate(chosen), parts[0][0]
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     if not (np.isfinite(mean) & np.isfinite(deviation)).all():
-        raise ValueError(f"a scaler cannot be fitted on rows {rows}: features before the first decision bar are NaN")
+        raise ValueError("a scaler cannot be fitted on rows with NaN: features before the first decision bar are NaN")
     constant = deviation <= np.maximum(1e-12 * np.abs(mean), float(np.finfo(np.float32).tiny))
     return Scaler(market.feature_names, mean, np.where(constant, 1.0, deviation))
 
