@@ -49,7 +49,9 @@ def twin_market(market: Market) -> TwinMarket:
         min_notional=float(instrument.min_notional),
         max_steps=float(instrument.max_steps),
         maintenance_fee_rate=float(instrument.maintenance_fee_rate),
-        brackets=np.asarray(instrument.brackets, np.float64),
+        brackets=np.unique(
+            np.asarray(instrument.brackets, np.float64), axis=0
+        ),  # several symbols: the first may repeat
         first=int(market.segments.first[0]),
     )
 

@@ -61,6 +61,8 @@ class Report(NamedTuple):
     """Counts of the hours between settlements."""
     features: str
     notes: tuple[str, ...]
+    hole_bars: int | None = None
+    """See `markets.find_segments`."""
 
 
 class Built(NamedTuple):
@@ -183,6 +185,7 @@ def build(
         funding_hours=_count_hours(settlements[inside]),
         features=_name_features(features),
         notes=(instrument_note, *grid.notes, mark_note, *_funding_notes(funding, mark, unpriced, int(inside.sum()))),
+        hole_bars=hole_bars,
     )
     return Built(market, instrument, candles, mark, funding, table, report)
 

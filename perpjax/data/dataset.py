@@ -1,5 +1,6 @@
 """Datasets on disk: a folder of Parquet files and a manifest, its splits by time, and its `Market`."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -7,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from perpjax._grid import FIRST_DECISION
 from perpjax.data import synthetic
 from perpjax.data.builder import Built, Sources, build
 from perpjax.data.contract import BAR_MS, DataError
-from perpjax.data.markets import find_traded, slice_market
+from perpjax.data.markets import concatenate_markets, find_traded, slice_market
 from perpjax.data.scaler import Scaler, attach_scaler, fit_scaler
 from perpjax.instrument import Instrument
 from perpjax.market import Market
@@ -27,6 +29,8 @@ from perpjax.params import EnvConfig
 
 SCHEMA_VERSION = 1
 """Version of the manifest and its files. It is raised whenever an older reader would misread a newer folder."""
+MANY_VERSION = 2
+"""Version of the manifest of several symbols: each has its folder of version 1, see `perpjax.data.many`."""
 MANIFEST = "manifest.json"
 SPLIT_NAMES = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.70, 0.15, 0.15)
@@ -43,6 +47,11 @@ class Split(NamedTuple):
     name: str
     start: int
     stop: int
+
+    @property
+    def num_bars(self) -> int:
+        """Number of decision bars."""
+        return max(self.stop - self.start, 0)
 
     def num_starts(self, episode_length: int) -> int:
         """Count the first bars that leave room for a whole episode."""
@@ -153,11 +162,38 @@ def load_market(source: str | os.PathLike[str], split: str | None = None) -> Mar
     if split is not None and split not in SPLIT_NAMES:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLIT_NAMES)}, or None for all")
     name = str(source)
-    is_synthetic = name.startswith(_SYNTHETIC)
-    dataset = _load_synthetic(name.removeprefix(_SYNTHETIC)) if is_synthetic else load_dataset(Path(source))
+    if name.startswith(_SYNTHETIC):
+        return _choose_split(_load_synthetic(name.removeprefix(_SYNTHETIC)), split)
+    folder = Path(source)
+    symbols = read_manifest(folder).get("symbols")
+    if symbols is None:
+        return _choose_split(load_dataset(folder), split)
+    return load_symbols(folder, symbols, split)
+
+
+def _choose_split(dataset: Dataset, split: str | None) -> Market:
     if split is None:
         return dataset.market
     return cut_split(dataset.market, dataset.splits[SPLIT_NAMES.index(split)])
+
+
+def load_symbols(folder: Path, symbols: dict[str, str], split: str | None) -> Market:
+    """Return one market of several symbols: those with a bar of the split.
+
+    Args:
+      symbols: SHA-256 of each symbol's manifest, by its folder's name.
+
+    Raises:
+      DataError: a symbol's folder was changed.
+    """
+    markets = []
+    for symbol, digest in symbols.items():
+        if read_manifest(folder / symbol)["manifest_sha256"] != digest:
+            raise DataError(f"{folder / symbol}: is not the folder that was written; build the dataset again")
+        dataset = load_dataset(folder / symbol)
+        if split is None or dataset.splits[SPLIT_NAMES.index(split)].num_bars:
+            markets.append(_choose_split(dataset, split))
+    return concatenate_markets(markets)
 
 
 def load_tables(source: str | os.PathLike[str]) -> dict[str, pa.Table | None]:
@@ -171,7 +207,8 @@ def load_tables(source: str | os.PathLike[str]) -> dict[str, pa.Table | None]:
         tables = synthetic_by_query(name.removeprefix(_SYNTHETIC))
         return {"candles": tables.candles, "mark": tables.mark, "funding": tables.funding}
     folder = Path(source)
-    tables = _read_files(folder, read_manifest(folder))
+    _need_one_symbol(folder, manifest := read_manifest(folder))
+    tables = _read_files(folder, manifest)
     return {name: tables.get(name) for name in ("candles", "mark", "funding")}
 
 
@@ -202,8 +239,9 @@ def _load_synthetic(name: str) -> Dataset:
 
 
 def load_dataset(folder: Path) -> Dataset:
-    """Load a dataset folder and verify every file. See `load_market` for the errors."""
+    """Load a dataset folder of one symbol and verify every file. See `load_market` for the errors."""
     manifest = read_manifest(folder)
+    _need_one_symbol(folder, manifest)
     tables = _read_files(folder, manifest)
     names = tuple(manifest["scaler"])
     pairs = np.array([[x["mean"], x["scale"]] for x in manifest["scaler"].values()]).reshape(-1, 2)
@@ -214,6 +252,7 @@ def load_dataset(folder: Path) -> Dataset:
         Instrument(**manifest["instrument"]),
         tables.get("features"),
         Scaler(names, pairs[:, 0], pairs[:, 1]),
+        hole_bars=manifest.get("hole_bars"),
         sources=Sources(*(str(folder / f"{stem}.parquet") for stem in Sources._fields)),
     )
     splits = tuple(Split(name, s["start"], s["stop"]) for name, s in manifest["splits"].items())
@@ -222,6 +261,13 @@ def load_dataset(folder: Path) -> Dataset:
         if manifest[name] != value:
             raise DataError(f"{folder}: rebuilt with {name} = {value}, not {manifest[name]}; build the dataset again")
     return Dataset(built.market, splits)
+
+
+def _need_one_symbol(folder: Path, manifest: dict[str, Any]) -> None:
+    if "symbols" in manifest:
+        raise DataError(
+            f"{folder}: holds several symbols; name one: {', '.join(str(folder / s) for s in manifest['symbols'])}"
+        )
 
 
 def _read_files(folder: Path, manifest: dict[str, Any]) -> dict[str, pa.Table]:
@@ -258,11 +304,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is not a manifest ({error!r}); build the dataset again") from error
-    if version != SCHEMA_VERSION:
-        remedy = (
-            "upgrade perpjax" if isinstance(version, int) and version > SCHEMA_VERSION else "build the dataset again"
+    if version not in (SCHEMA_VERSION, MANY_VERSION):
+        remedy = "upgrade perpjax" if isinstance(version, int) and version > MANY_VERSION else "build the dataset again"
+        raise DataError(
+            f"{path}: has schema version {version!r}, this perpjax reads {SCHEMA_VERSION} and {MANY_VERSION}; {remedy}"
         )
-        raise DataError(f"{path}: has schema version {version!r}, this perpjax reads {SCHEMA_VERSION}; {remedy}")
     if manifest.get("manifest_sha256") != _manifest_digest(manifest):
         raise DataError(f"{path}: was changed after it was written (its own SHA-256 differs); build the dataset again")
     return manifest
@@ -282,6 +328,7 @@ def write_dataset(
     episode_length: int = EPISODE_LENGTH,
     features: str | None = None,
     force: bool = False,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a dataset folder, whole or not at all, and return its manifest.
 
@@ -290,32 +337,59 @@ def write_dataset(
     Args:
       features: name of the feature function in the manifest.
       force: replace an existing dataset. Only a dataset or an empty folder is ever replaced.
+      extra: more entries of the manifest.
 
     Raises:
       DataError: the folder exists.
     """
+    with replacing(out, force) as new:
+        return write_files(built, splits, scaler, new, episode_length=episode_length, features=features, extra=extra)
+
+
+def write_files(
+    built: Built,
+    splits: tuple[Split, ...],
+    scaler: Scaler,
+    folder: Path,
+    *,
+    episode_length: int = EPISODE_LENGTH,
+    features: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the tables and the manifest of one symbol into an empty folder, and return the manifest."""
+    tables = {"candles": built.candles, "mark": built.mark, "funding": built.funding}
+    if built.features.num_columns:
+        tables["features"] = built.features
+    digests = {}
+    for stem, table in tables.items():
+        if table is not None:
+            path = folder / f"{stem}.parquet"
+            pa.parquet.write_table(table, path, compression="zstd")
+            digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest = _describe(built, splits, scaler, digests, episode_length, features or built.report.features)
+    return write_manifest(folder, manifest | dict(extra or {}))
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write a manifest with its own hash, and return it."""
+    manifest["manifest_sha256"] = _manifest_digest(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return manifest
+
+
+@contextlib.contextmanager
+def replacing(out: Path, force: bool) -> Iterator[Path]:
+    """A context that gives an empty folder, and renames it to `out` at its end; an error leaves `out` as it was."""
     check_out(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         new = scratch / "new"
         new.mkdir()  # a folder with the usual permissions: mkdtemp's own is closed to other users
-        tables = {"candles": built.candles, "mark": built.mark, "funding": built.funding}
-        if built.features.num_columns:
-            tables["features"] = built.features
-        digests = {}
-        for stem, table in tables.items():
-            if table is not None:
-                path = new / f"{stem}.parquet"
-                pa.parquet.write_table(table, path, compression="zstd")
-                digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        manifest = _describe(built, splits, scaler, digests, episode_length, features or built.report.features)
-        manifest["manifest_sha256"] = _manifest_digest(manifest)
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        yield new
         _put_in_place(new, out, scratch / "old", force)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return manifest
 
 
 def _put_in_place(new: Path, out: Path, old: Path, force: bool) -> None:
@@ -365,6 +439,7 @@ def _describe(
             "settlements": report.settlements,
             "hours_between": {f"{hours:g}": count for hours, count in report.funding_hours.items()},
         },
+        "hole_bars": report.hole_bars,
         "gaps": [{"from": format_time(start), "candles": count} for start, count in report.gaps],
         "missing_candles": report.missing,
         "untraded_candles": report.untraded,

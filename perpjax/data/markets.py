@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from perpjax._grid import BAR_MS, FIRST_DECISION
+from perpjax.instrument import Instrument
 from perpjax.market import Market, Origin, Segments, whole_lines
 
 
@@ -96,15 +97,13 @@ def concatenate_markets(markets: list[Market]) -> Market:
     """One market of several (symbols, splits, folds), concatenated along bars; each keeps its segments.
 
     Raises:
-      ValueError: if K, the mark columns, the features, the brackets' shape or the scalers differ.
+      ValueError: if K, the mark columns, the features or the scalers differ.
     """
     head = markets[0]
     for m in markets[1:]:
         for name in ("candles_per_bar", "has_mark", "feature_names"):
             if getattr(m, name) != getattr(head, name):
                 raise ValueError(f"markets differ in {name}: {getattr(head, name)} and {getattr(m, name)}")
-        if m.instruments.brackets.shape[1:] != head.instruments.brackets.shape[1:]:
-            raise ValueError("markets differ in their number of brackets; give them tables of one length")
         if not (np.array_equal(m.scaler_mean, head.scaler_mean) and np.array_equal(m.scaler_scale, head.scaler_scale)):
             raise ValueError("markets differ in their scalers; build them with one scaler")
     rows = np.cumsum([0] + [m.rows.shape[0] for m in markets])
@@ -118,9 +117,22 @@ def concatenate_markets(markets: list[Market]) -> Market:
     def join(*x: Array) -> Array:
         return jnp.concatenate(x)
 
+    brackets = max(m.instruments.brackets.shape[1] for m in markets)
     return head.replace(
         rows=to_device(np.concatenate([np.asarray(m.rows) for m in markets])),
         segments=jax.tree.map(join, *shifted),
-        instruments=jax.tree.map(join, *(m.instruments for m in markets)),
+        instruments=jax.tree.map(join, *(_pad_brackets(m.instruments, brackets) for m in markets)),
         origins=tuple(o._replace(row=o.row + int(r)) for m, r in zip(markets, rows, strict=False) for o in m.origins),
     )
+
+
+def _pad_brackets(instruments: Instrument, rows: int) -> Instrument:
+    """Tables of so many brackets: the first one is repeated, which changes no limit and no liquidation price."""
+
+    def pad(table: Array) -> Array:
+        return jnp.concatenate([jnp.repeat(table[:, :1], rows - table.shape[1], axis=1), table], axis=1)
+
+    padded = jax.tree.map(lambda x: x, instruments)  # `replace` would check the host's numbers
+    for name in ("brackets", "maintenance"):
+        object.__setattr__(padded, name, pad(getattr(instruments, name)))
+    return padded

@@ -243,7 +243,7 @@ def test_a_changed_or_missing_file_is_refused_by_name(copy, name):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m | {"schema_version": 2}, "has schema version 2, this perpjax reads 1; upgrade perpjax"),
+        (lambda m: m | {"schema_version": 3}, "has schema version 3, this perpjax reads 1 and 2; upgrade perpjax"),
         (lambda m: m | {"schema_version": 0}, "has schema version 0, .*; build the dataset again"),
         (lambda m: m | {"num_bars": 5}, "was changed after it was written"),
         (lambda m: {"files": {}}, "is not a manifest"),

@@ -169,10 +169,25 @@ def test_markets_that_do_not_fit_together():
         (hand_market(has_mark=False), "has_mark"),
         (a.replace(feature_names=("other",)), "feature_names"),
         (a.replace(scaler_mean=a.scaler_mean + 1), "scalers"),
-        (hand_market(instrument=Instrument()), "brackets"),
     ):
         with pytest.raises(ValueError, match=why):
             concatenate_markets([a, other])
+
+
+@pytest.mark.parametrize("notional", [1.0, 3e5, 5e6, 2e9])
+def test_bracket_tables_of_different_lengths_fit_together(notional):
+    """The shorter table is filled up; maintenance and maximum leverage of a notional stay those of its own table."""
+    one = hand_market()
+    both = concatenate_markets([one, hand_market(instrument=Instrument())])
+    assert both.instruments.brackets.shape == (2, 12, 5)
+    for row, own in ((0, one.instrument), (1, Instrument())):
+        brackets, maintenance = (np.asarray(getattr(both.instruments, n)[row]) for n in ("brackets", "maintenance"))
+        table = np.asarray(own.brackets, np.float32)
+        assert brackets[-1, 1] == table[-1, 1]
+        lowest = [t[t[:, 0] < notional, 2].min() for t in (brackets, table)]
+        assert lowest[0] == lowest[1]
+        lines = [np.max(t[:, 0] * notional - t[:, 1]) for t in (maintenance, np.asarray(own.maintenance, np.float32))]
+        assert lines[0] == lines[1]
 
 
 def test_an_invalid_candle_later_in_the_bar_does_not_block_an_entry():
