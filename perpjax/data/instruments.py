@@ -1,4 +1,4 @@
-"""The venue's numbers of contracts, from its own files: Binance's exchangeInfo and leverage brackets, ccxt's markets."""
+"""A venue's numbers of contracts, from its files: Binance's exchangeInfo and leverage brackets, ccxt's markets."""
 
 import json
 import math
