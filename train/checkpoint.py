@@ -46,10 +46,19 @@ class Snapshot(NamedTuple):
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    """Write a file whole or not at all.
+
+    Raises:
+      OSError: it cannot be written; the error names the file.
+    """
+    text, temporary = json.dumps(value, indent=2, allow_nan=False) + "\n", path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # that of a full disk has no name
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -119,7 +128,7 @@ class Checkpoints:
         self.best: int | None = None
         """The step to keep, whatever its age."""
         self.last: int | None = None
-        """The newest step that is known to be whole."""
+        """The newest step that is known to be whole. The first save removes later ones, which are damaged."""
         self._pending: int | None = None
         self._manager: ocp.CheckpointManager | None = None
 
@@ -140,9 +149,6 @@ class Checkpoints:
             self._pending = step
             if self._manager is None:
                 self._manager = self._open()
-            stale = self.folder / str(step)
-            if stale.exists():  # of a session that went on from an earlier checkpoint
-                self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(host=host, **items), force=True)
         except Exception as error:
             raise self._fail(error) from error
@@ -186,7 +192,10 @@ class Checkpoints:
                 self._manager = None
 
     def _open(self) -> ocp.CheckpointManager:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted stays away
+        for step in list_steps(self.folder.parent):
+            if self.last is not None and step > self.last:
+                shutil.rmtree(self.folder / str(step))
         options = ocp.CheckpointManagerOptions(preservation_policy=_Keep(self), cleanup_tmp_directories=True)
         return ocp.CheckpointManager(self.folder, options=options)
 

@@ -1,9 +1,12 @@
 """One run of PPO: load a dataset, compile, train, evaluate, and keep everything in the run folder."""
 
+import contextlib
 import dataclasses
+import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,6 +111,7 @@ class _Session:
             own.append(TensorBoard())
         self.hooks = Broadcast([*own, *hooks])
         self.messages: list[str] = []
+        self._lock, self._is_left = threading.Lock(), False
 
     def run(self) -> Run:
         """Train in a thread that signals can interrupt; see `train`."""
@@ -115,8 +119,10 @@ class _Session:
             with self.display:
                 self.stopper.run(self._train)
         except BaseException as error:
-            if self.is_new and self.folder is not None:
-                remove_unused(self.folder)
+            with self._lock:
+                self._is_left = True
+                if self.is_new and self.folder is not None:
+                    remove_unused(self.folder)
             if isinstance(error, Interrupted):
                 self.hooks.on_end(str(error))
             raise
@@ -137,9 +143,10 @@ class _Session:
         resumed = None if self.is_new else self._read(forms)
         origin = None if config.init_from is None or resumed else self._read_origin(train_env)
         self._record({"train": train_env.market, "val": validation_env.market}, resumed)
-        if resumed:
-            hooks.set_state(resumed.hooks)
-        hooks.on_start(self._describe())
+        with self._unless_left():
+            if resumed:
+                hooks.set_state(resumed.hooks)
+            hooks.on_start(self._describe())
         for text in self.messages:
             hooks.on_message(text)
 
@@ -178,7 +185,7 @@ class _Session:
                 look=lambda learner: self._look(windows, learner),
                 checkpoints=checkpoints,
                 stop=lambda: self.stopper.wanted is not None,
-                started=self._wait_for_saves,
+                started=self._on_first_chunk,
             )
         finally:
             try:
@@ -186,8 +193,17 @@ class _Session:
             except checkpoint.CheckpointError as error:
                 hooks.on_message(str(error))
 
-    def _wait_for_saves(self) -> None:
+    def _on_first_chunk(self) -> None:
         self.stopper.patient = True
+        point_latest(self.folder)
+
+    @contextlib.contextmanager
+    def _unless_left(self) -> Iterator[None]:
+        """Touch the run folder: not while a signal removes it, and not afterwards."""
+        with self._lock:
+            if self._is_left:
+                raise RuntimeError("a signal has ended this run")
+            yield
 
     def _read_origin(self, env: PerpEnv) -> Learner:
         """Parameters and statistics of the run of `init_from`."""
@@ -202,21 +218,26 @@ class _Session:
         """The newest whole checkpoint. Newer, damaged ones are removed by the next save."""
         config, skipped = self.config, []
         for step, snapshot in checkpoint.read_newest(self.folder):
-            if isinstance(snapshot, ValueError):
-                skipped.append(str(snapshot))
+            try:
+                if isinstance(snapshot, ValueError):
+                    raise snapshot
+                state, progress = _restore(snapshot, forms, self.folder / checkpoint.FOLDER / str(step))
+            except ValueError as error:
+                skipped.append(str(error))
                 continue
-            where = self.folder / checkpoint.FOLDER / str(step)
-            learner = checkpoint.unflatten(snapshot.learner, forms.learner, where)
-            rest = checkpoint.unflatten(snapshot.loop, forms._replace(learner=()), where)
             self.messages += [f"{text}; the one of step {step} is used" for text in skipped]
-            progress = Progress(**snapshot.host["progress"])
-            if progress.update >= config.num_updates and (self.folder / EVALUATION).exists():
+            if progress.update > config.num_updates:
+                raise ValueError(
+                    f"total_steps is {config.total_steps:,}, and {self.folder} has done {progress.steps:,}; "
+                    f"--total-steps with a larger number goes on"
+                )
+            if progress.update == config.num_updates and self._is_evaluated(progress.steps):
                 raise ValueError(
                     f"{self.folder} has ended: {progress.steps:,} of {config.total_steps:,} steps are done; "
                     f"--total-steps with a larger number goes on"
                 )
             self.progress = progress
-            return _Resumed(rest._replace(learner=learner), snapshot.host["hooks"], step)
+            return _Resumed(state, snapshot.host["hooks"], step)
         raise ValueError(
             skipped[0] if skipped else f"{self.folder}: no checkpoint here: the run was ended before its first one"
         )
@@ -235,10 +256,18 @@ class _Session:
             if old.total_steps != config.total_steps:
                 self.messages.append(_describe_rate(old, config, self.progress.update))
             record = before | record
-        else:
-            self.folder = create_folder(config.run_dir, _name(config))
-        write_config(self.folder, record, describe_session(self.progress.steps))
-        point_latest(self.folder)
+        session = describe_session(self.progress.steps)
+        with self._unless_left():
+            if not resumed:
+                self.folder = create_folder(config.run_dir, _name(config))
+            write_config(self.folder, record, session)
+
+    def _is_evaluated(self, steps: int) -> bool:
+        """Whether evaluation.json is that of the policy after so many steps. A longer run has an old one, too."""
+        try:
+            return json.loads((self.folder / EVALUATION).read_text())["policies"]["final"]["step"] == steps
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _describe(self) -> RunInfo:
         config = self.config
@@ -277,12 +306,12 @@ class _Session:
         policies = {name: {"step": learnt[name][0]} if name in learnt else {} for name in results}
         policies = {name: policies[name] | _describe_result(result) for name, result in results.items()}
         bars = config.env.episode_length
+        title = f"Validation split of {config.dataset}: mean of {len(windows.starts)} x {bars} bars"
+        self.display.show(make_table(results, title))
         write_json(
             self.folder / EVALUATION,
             {"split": "val", "windows": len(windows.starts), "bars": bars, "policies": policies},
         )
-        title = f"Validation split of {config.dataset}: mean of {len(windows.starts)} x {bars} bars"
-        self.display.show(make_table(results, title))
 
     def _last_words(self) -> str:
         return (
@@ -320,6 +349,25 @@ def _begin(ppo: PPO, envs: VecEnv, start: Learner | None) -> TrainState:
         return state
     learnt = {"params": start.params, "observations": start.observations, "returns": start.returns}
     return state._replace(learner=state.learner._replace(**learnt))
+
+
+def _restore(snapshot: checkpoint.Snapshot, forms: TrainState, where: pathlib.Path) -> tuple[TrainState, Progress]:
+    """The state and the counters of a checkpoint.
+
+    Raises:
+      ValueError: it is not one of this run.
+    """
+    learner = checkpoint.unflatten(snapshot.learner, forms.learner, where)
+    rest = checkpoint.unflatten(snapshot.loop, forms._replace(learner=()), where)
+    try:
+        progress = Progress(**snapshot.host["progress"])
+        done = (progress.steps, progress.update)
+        dict(snapshot.host["hooks"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{where}: does not fit this run: its counters are of another program") from None
+    if done != (int(where.name), int(learner.update)):
+        raise ValueError(f"{where}: does not fit this run: its counter says {progress.steps} steps")
+    return rest._replace(learner=learner), progress
 
 
 def _lower_bound(ppo: PPO, envs: VecEnv, forms: TrainState) -> int:
