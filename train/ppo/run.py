@@ -96,7 +96,6 @@ class _Resumed(NamedTuple):
 
     state: TrainState
     hooks: dict[str, Any]
-    step: int
 
 
 class _Session:
@@ -112,6 +111,7 @@ class _Session:
         self.hooks = Broadcast([*own, *hooks])
         self.messages: list[str] = []
         self._lock, self._is_left = threading.Lock(), False
+        self._saved: int | None = None
 
     def run(self) -> Run:
         """Train in a thread that signals can interrupt; see `train`."""
@@ -152,14 +152,14 @@ class _Session:
 
         state = resumed.state if resumed else _begin(self.ppo, envs, origin)
         if self.progress.update < config.num_updates:
-            state = self._learn(envs, validation_env, state, resumed.step if resumed else None)
+            state = self._learn(envs, validation_env, state)
         if self.stopper.wanted is None:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
             self._compare(validation_env, state.learner)
             hooks.on_end(self._last_words())
 
-    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState, saved: int | None) -> TrainState:
+    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState) -> TrainState:
         """Compile, and run the updates up to the end or a signal; everything is saved afterwards."""
         config, hooks = self.config, self.hooks
         hooks.on_stage("compiling")
@@ -172,7 +172,7 @@ class _Session:
 
         hooks.on_stage("training")
         checkpoints = Checkpoints(self.folder)
-        checkpoints.last = saved
+        checkpoints.last = self._saved
         self.stopper.describe = checkpoints.describe
         try:
             return run_updates(
@@ -192,6 +192,7 @@ class _Session:
                 checkpoints.close()
             except checkpoint.CheckpointError as error:
                 hooks.on_message(str(error))
+            self._saved = checkpoints.last
 
     def _on_first_chunk(self) -> None:
         self.stopper.patient = True
@@ -236,8 +237,8 @@ class _Session:
                     f"{self.folder} has ended: {progress.steps:,} of {config.total_steps:,} steps are done; "
                     f"--total-steps with a larger number goes on"
                 )
-            self.progress = progress
-            return _Resumed(state, snapshot.host["hooks"], step)
+            self.progress, self._saved = progress, step
+            return _Resumed(state, snapshot.host["hooks"])
         raise ValueError(
             skipped[0] if skipped else f"{self.folder}: no checkpoint here: the run was ended before its first one"
         )
@@ -314,6 +315,8 @@ class _Session:
         )
 
     def _last_words(self) -> str:
+        if self._saved != self.progress.steps:
+            return f"the end is not saved; {self.stopper.describe()}\ngo on: python -m train.ppo --resume {self.folder}"
         return (
             f"saved to {self.folder}\n"
             f"look: python -m train.runs show {self.folder}\n"
