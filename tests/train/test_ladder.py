@@ -14,6 +14,7 @@ from perpjax import AutoReset, EnvConfig, PerpEnv, VecEnv
 from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.rules.orders import Verdict as OrderVerdict
+from train.environment import wrap_market
 from train.evaluate import evaluate
 from train.ladder.__main__ import main
 from train.ladder.climb import Settings, choose_rungs, climb, read_runs
@@ -24,7 +25,7 @@ from train.ladder.rungs import Check, Run, Rung, Verdict, all_rungs, measure_rui
 from train.policies import MultiDiscrete
 from train.ppo.config import Config
 from train.ppo.losses import Rows, compute_gae
-from train.ppo.run import init_state, learn, make_ppo, wrap_market
+from train.ppo.run import init_state, learn, make_ppo
 from train.state import Learner
 
 BY_NAME = {rung.name: rung for rung in all_rungs()}

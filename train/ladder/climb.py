@@ -126,8 +126,8 @@ def run_once(runs: dict[str, Any], fault: Fault | None, rung: Rung, seed: int) -
 
     def train(env: PerpEnv, config: Config) -> Learner:
         ppo, envs = plant(fault, make_ppo(config), VecEnv(AutoReset(env)))
-        with Display(config.num_updates * config.steps_per_update) as display:
-            display.stage("compiling")
+        with Display() as display:
+            display.on_stage("compiling")
             return learn(ppo, envs, init_state(ppo, envs), (display,)).learner
 
     began = time.monotonic()

@@ -25,12 +25,13 @@ from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.data.synthetic import SignalParameters
 from perpjax.data.synthetic_noise import YEAR_BARS
+from train.environment import wrap_market
 from train.evaluate import Result, evaluate, greedy, random
 from train.ladder.markets import Pair, leaking_features, synthetic_pair, trap_pair
 from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
 from train.policies import single_carry
 from train.ppo.config import Config, ParamArgs
-from train.ppo.run import make_ppo, wrap_market
+from train.ppo.run import make_ppo
 from train.state import Learner
 
 KEY = 1_000_003
