@@ -274,7 +274,7 @@ def test_a_full_disk_ends_no_run(reference, tmp_path, cache):
 
 
 def test_a_disk_that_stays_full_loses_no_line(tmp_path, cache, reference):
-    """Full from update 7 to the end; then `on_end` writes the lines. --resume makes the checkpoints."""
+    """Full from update 7 to the end; then --resume writes the lines and the checkpoints."""
     folder = tmp_path / "run"
     command = [sys.executable, str(ROOT / "tests" / "processes.py"), "full", "7", "99", *TWENTY]
     done = subprocess.run(
