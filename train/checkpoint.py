@@ -127,7 +127,7 @@ class Checkpoints:
     """The checkpoints of one run, written in the background. The last `KEPT` are kept, and the best.
 
     Args:
-      run_folder: holds them in `checkpoints/`. What a killed save left there is removed.
+      run_folder: holds them in `checkpoints/`. The first save removes the remains of a killed one.
     """
 
     def __init__(self, run_folder: pathlib.Path):
@@ -214,7 +214,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _fail(self, error: Exception) -> CheckpointError:
-        """The error in one line. A manager whose save failed is left behind with its remains."""
+        """The error in one line. The manager is left behind, and the remains of its save are removed."""
         manager, self._manager, step, self._pending = self._manager, None, self._pending, None
         if manager is not None:
             for end in (manager.wait_until_finished, manager.close):
