@@ -127,7 +127,7 @@ class Checkpoints:
     """The checkpoints of one run, written in the background. The last `KEPT` are kept, and the best.
 
     Args:
-      run_folder: holds them in `checkpoints/`. The remains of a killed save are removed.
+      run_folder: holds them in `checkpoints/`. The first save removes the remains of a killed one.
     """
 
     def __init__(self, run_folder: pathlib.Path):

@@ -6,23 +6,19 @@ import random
 import shutil
 import signal
 
+import jax
+import numpy as np
 import pytest
-from processes import (
-    TINY,
-    TWENTY,
-    assert_same_runs,
-    finish,
-    read_lines,
-    run,
-    run_and_kill,
-    start,
-)  # fmt: skip
+from processes import TINY, TWENTY, assert_same_runs, finish, read_lines, run, run_and_kill, start
+from train.environment import make_env
 
-from train.checkpoint import list_steps, read
+from perpjax import AutoReset, VecEnv
+from train.checkpoint import Checkpoints, Snapshot, list_steps, read
 from train.hooks import Hook
 from train.ppo.__main__ import main
 from train.ppo.command import parse
-from train.ppo.run import resume, train
+from train.ppo.config import Config
+from train.ppo.run import _Session, resume, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
@@ -264,37 +260,53 @@ def damage(folder: pathlib.Path, step: int, how: str) -> None:
         shutil.copytree(folder / "checkpoints" / "768", newest)
     elif how == "counters":
         host.write_text(json.dumps(json.loads(host.read_text()) | {"progress": {"steps": step}}))
+    elif how == "foreign":  # whole, of a larger network
+        found = read(folder, step)
+        name = max(found.learner, key=lambda name: found.learner[name].size)
+        shutil.rmtree(newest)
+        wider = found.learner | {name: np.concatenate([found.learner[name]] * 2)}
+        (elsewhere := folder.parent / f"foreign-{step}").mkdir()
+        checkpoints = Checkpoints(elsewhere)
+        checkpoints.save(step, Snapshot(wider, found.loop, found.host))
+        checkpoints.close()
+        (elsewhere / "checkpoints" / str(step)).rename(newest)
     elif how == "no hooks":
         host.write_text(json.dumps({k: v for k, v in json.loads(host.read_text()).items() if k != "hooks"}))
 
 
+def read_as_resumed(folder: pathlib.Path) -> _Session:
+    """A session that has read its checkpoint, and has not begun to train."""
+    config = Config.from_json(json.loads((folder / "config.json").read_text())["settings"])
+    session = _Session(config, (), folder)
+    session._read(jax.eval_shape(session.ppo.init, VecEnv(AutoReset(make_env(config, "train"))), jax.random.key(0)))
+    return session
+
+
 @pytest.mark.parametrize(
-    "hows", [("truncated", "host truncated", "older"), ("empty", "another step", "counters"), ("no hooks",)]
+    "hows", [("truncated", "host truncated", "older"), ("empty", "another step", "counters"), ("no hooks", "foreign")]
 )
-def test_damaged_checkpoints_are_named_and_the_one_before_is_used(reference, copy, capsys, hows):
+def test_damaged_checkpoints_are_named_and_the_one_before_is_used(copy, hows):
     (copy / "evaluation.json").unlink()
     steps = list_steps(copy)[::-1]
     for step, how in zip(steps, hows, strict=False):
         damage(copy, step, how)
-    said = resume_after(copy, capsys).replace(" ", "")
-    for step in steps[: len(hows)]:
-        assert said.count(f"{copy}/checkpoints/{step}:") == 1
-    assert said.count(f"theoneofstep{steps[len(hows)]}isused") == len(hows)
-    assert_same_runs(reference, copy)
+    session = read_as_resumed(copy)
+    assert session.progress.steps == steps[len(hows)] and len(session.messages) == len(hows)
+    for step, text in zip(steps, session.messages, strict=False):
+        assert text.startswith(f"{copy}/checkpoints/{step}: ") and "\n" not in text
+        assert text.endswith(f"; the one of step {steps[len(hows)]} is used")
 
 
-def test_a_foreign_checkpoint_is_named_and_the_one_before_is_used(reference, copy, capsys, tmp_path):
-    """Of a larger network, under the name of one of this run."""
-    other = tmp_path / "other"
-    config, _ = parse([*TWENTY, "--hidden", "9", "--total-steps", "128", "--run-dir", str(other)], "train")
-    train(config)
+def test_a_run_goes_on_from_the_one_before(reference, copy, capsys):
+    """The newest is truncated; another run's lies after it, at no moment of this run, and must not stay."""
     (copy / "evaluation.json").unlink()
-    for step in ("2560", "5120"):  # the second is at no moment of this run, and must not stay
-        shutil.rmtree(copy / "checkpoints" / step, ignore_errors=True)
-        shutil.copytree(other / "checkpoints" / "128", copy / "checkpoints" / step)
+    damage(copy, 2560, "truncated")
+    shutil.copytree(copy / "checkpoints" / "2048", copy / "checkpoints" / "5120")
+    damage(copy, 5120, "foreign")
     said = resume_after(copy, capsys).replace(" ", "")
     for step in (2560, 5120):
-        assert f"{copy}/checkpoints/{step}:doesnotfitthisrun" in said
+        assert said.count(f"{copy}/checkpoints/{step}:") == 1
+    assert said.count("theoneofstep2048isused") == 2
     assert_same_runs(reference, copy)
 
 

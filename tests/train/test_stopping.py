@@ -273,8 +273,9 @@ def test_a_full_disk_ends_no_run(reference, tmp_path, cache):
     assert read(folder, 2560).host["sha256"] == read(reference, 2560).host["sha256"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_loses_no_line(tmp_path, cache, reference):
-    """Full from update 7 to the end; then `on_end` writes the lines. --resume makes the checkpoints."""
+    """Full from update 7 to the end; then --resume writes the lines and the checkpoints."""
     folder = tmp_path / "run"
     command = [sys.executable, str(ROOT / "tests" / "processes.py"), "full", "7", "99", *TWENTY]
     done = subprocess.run(

@@ -72,9 +72,13 @@ class Command:
     ends with a table of the policy against `hold` (never trades) and `random` on the validation split. Ctrl-C, SIGTERM
     and SIGHUP save and stop; --resume goes on.
 
-    perpjax train --num-envs 4096
-    perpjax train --dataset datasets/orca --total-steps 3e7 --taker-fee 4bp --seed 1
-    perpjax train --resume latest
+    Examples:
+
+    - perpjax train --num-envs 4096
+
+    - perpjax train --dataset datasets/orca --total-steps 3e7 --taker-fee 4bp --seed 1
+
+    - perpjax train --resume latest
     """
 
     run: tyro.conf.OmitArgPrefixes[RunOptions] = dataclasses.field(default_factory=RunOptions)
