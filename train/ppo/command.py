@@ -72,7 +72,7 @@ class Command:
     ends with a table of the policy against `hold` (never trades) and `random` on the validation split. Ctrl-C, SIGTERM
     and SIGHUP save and stop; --resume goes on.
 
-    Examples:
+    For example:
 
     - perpjax train --num-envs 4096
 

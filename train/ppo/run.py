@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -129,7 +130,7 @@ class _Session:
         if self.stopper.wanted is not None:
             steps = f"{self.progress.steps:,} of {self.config.total_steps:,} steps"
             text = f"stopped after {steps}; {self.stopper.describe()}"
-            self.hooks.on_end(f"{text}\ngo on: python -m train.ppo --resume {self.folder}")
+            self.hooks.on_end(f"{text}\ngo on: python -m train.ppo --resume {shlex.quote(str(self.folder))}")
             raise Interrupted(self.stopper.wanted, text)
         return Run(self.folder)
 
@@ -308,7 +309,7 @@ class _Session:
 
     def _last_words(self) -> str:
         if self._saved != self.progress.steps:
-            return f"the end is not saved; {self.stopper.describe()}\ngo on: python -m train.ppo --resume {self.folder}"
+            return f"the end is not saved; {self.stopper.describe()}\ngo on: python -m train.ppo --resume {shlex.quote(str(self.folder))}"
         return (
             f"saved to {self.folder}\n"
             f"look: python -m train.runs show {self.folder}\n"
