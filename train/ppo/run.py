@@ -309,7 +309,8 @@ class _Session:
 
     def _last_words(self) -> str:
         if self._saved != self.progress.steps:
-            return f"the end is not saved; {self.stopper.describe()}\ngo on: python -m train.ppo --resume {shlex.quote(str(self.folder))}"
+            resume = f"python -m train.ppo --resume {shlex.quote(str(self.folder))}"
+            return f"the end is not saved; {self.stopper.describe()}\ngo on: {resume}"
         return (
             f"saved to {self.folder}\n"
             f"look: python -m train.runs show {self.folder}\n"
