@@ -5,12 +5,16 @@ such as ".params['params']['actor_0']['kernel']", to arrays. Its item `host` is 
 """
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import logging
 import os
 import pathlib
+import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,9 +33,12 @@ FORMAT = 1
 KEPT = 3
 """The newest so many checkpoints are kept, and the best on validation."""
 ITEMS = ("learner", "loop")
+SPARE_BYTES = 2**18
+"""Room for the names and forms of a checkpoint's arrays, beside the arrays."""
 
 # A save or a read that fails raises; orbax also logs it, hundreds of lines long.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", record.getMessage()))
 
 
 class Snapshot(NamedTuple):
@@ -46,10 +53,19 @@ class Snapshot(NamedTuple):
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    """Write a file whole or not at all.
+
+    Raises:
+      OSError: it cannot be written; the error names the file.
+    """
+    text, temporary = json.dumps(value, indent=2, allow_nan=False) + "\n", path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # that of a full disk has no name
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -119,7 +135,7 @@ class Checkpoints:
         self.best: int | None = None
         """The step to keep, however old."""
         self.last: int | None = None
-        """The newest step that is known to be whole."""
+        """The newest step that is known to be whole. The first save removes later ones, which are damaged."""
         self._pending: int | None = None
         self._manager: ocp.CheckpointManager | None = None
 
@@ -135,14 +151,17 @@ class Checkpoints:
         items = {name: ocp.args.PyTreeSave(getattr(snapshot, name)) for name in ITEMS}
         hashes = {name: _hash(getattr(snapshot, name)) for name in ITEMS}
         leaves = {name: sorted(getattr(snapshot, name)) for name in ITEMS}
+        needed = SPARE_BYTES + sum(x.nbytes for name in ITEMS for x in getattr(snapshot, name).values())
         host = ocp.args.JsonSave(snapshot.host | {"format": FORMAT, "leaves": leaves, "sha256": hashes})
         try:
             self._pending = step
             if self._manager is None:
                 self._manager = self._open()
-            stale = self.folder / str(step)
-            if stale.exists():  # of a session that went on from an earlier checkpoint
-                self._manager.delete(step)
+            if not self.folder.is_dir():  # orbax would make it and its parents again
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            free = shutil.disk_usage(self.folder).free
+            if free < needed:  # noticed before orbax, whose writers fail with tracebacks
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {free / 1e6:.1f} of {needed / 1e6:.1f} MB")
             self._manager.save(step, args=ocp.args.Composite(host=host, **items), force=True)
         except Exception as error:
             raise self._fail(error) from error
@@ -186,7 +205,11 @@ class Checkpoints:
                 self._manager = None
 
     def _open(self) -> ocp.CheckpointManager:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted stays away
+        for step in list_steps(self.folder.parent):
+            if self.last is not None and step > self.last:
+                shutil.rmtree(self.folder / str(step))
+        _silence_orbax()
         options = ocp.CheckpointManagerOptions(preservation_policy=_Keep(self), cleanup_tmp_directories=True)
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -200,7 +223,10 @@ class Checkpoints:
         for path in [self.folder / str(step), *self.folder.glob(f"{step}.*")]:
             if step != self.last:
                 shutil.rmtree(path, ignore_errors=True)
-        return CheckpointError(f"{self.folder / str(step)}: cannot be written: {_first_line(error)}; {self.describe()}")
+        for place in (self.folder, self.folder.parent):  # a writer makes a deleted folder again
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        return CheckpointError(f"{self.folder / str(step)}: cannot be written: {_reason(error)}; {self.describe()}")
 
 
 class _Keep(checkpoint_managers.PreservationPolicy):
@@ -274,6 +300,24 @@ def _hash(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+@functools.cache
+def _silence_orbax() -> None:
+    """Drop the tracebacks that the other writers of a failed save leave behind, also after the end of the run."""
+    before = sys.unraisablehook
+
+    def drop(failure: Any) -> None:
+        if not (isinstance(failure.exc_value, RuntimeError) and str(failure.exc_value) == "Event loop is closed"):
+            before(failure)
+
+    sys.unraisablehook = drop
+
+
+def _reason(error: Exception) -> str:
+    """The system's words, such as "No space left on device", which tensorstore hides behind the places of its files."""
+    line = re.split(r" \[(?:tensorstore_spec|os_error_code|source)", _first_line(error, 10_000))[0]
+    return (line.rsplit(": ", 1)[-1] if re.match("[A-Z_]+: ", line) else line)[:300]
+
+
+def _first_line(error: Exception, most: int = 300) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return (lines[0] if lines else type(error).__name__)[:most]

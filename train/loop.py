@@ -130,25 +130,24 @@ def run_updates(
     """
     saved, pace = time.monotonic(), 0.0
     first_steps, first_seconds = progress.steps, progress.seconds
-    warned = False
+    warned_after: int | None = -1  # the newest whole checkpoint at the last warning; None for none
 
     def save() -> None:
-        nonlocal saved, warned
+        nonlocal saved
         if checkpoints is None:
             return
         saved = time.monotonic()
         try:
             checkpoints.best = progress.best["steps"] if progress.best else None
             checkpoints.save(progress.steps, take_snapshot(state, progress, hooks))
-            warned = False
         except CheckpointError as error:
             complain(error)
 
     def complain(error: CheckpointError) -> None:
-        nonlocal warned
-        if not warned:
+        nonlocal warned_after
+        if warned_after != checkpoints.last:
             hooks.on_message(f"{error}; training goes on and tries again at the next checkpoint")
-        warned = True
+        warned_after = checkpoints.last
 
     while progress.update < schedule.num_updates and not stop():
         began = time.monotonic()

@@ -17,7 +17,7 @@ import perpjax
 from perpjax import Market
 from perpjax.audit.fingerprint import fingerprint
 from train.checkpoint import write_json
-from train.run_folder import CONFIG, EVALUATIONS, FORMAT, LATEST, METRICS
+from train.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, FORMAT, LATEST, METRICS
 
 
 def create_folder(wanted: pathlib.Path | None, name: str) -> pathlib.Path:
@@ -51,7 +51,7 @@ def create_folder(wanted: pathlib.Path | None, name: str) -> pathlib.Path:
 def remove_unused(folder: pathlib.Path) -> None:
     """Remove the folder of a run that has ended before its first update."""
     metrics = folder / METRICS
-    if metrics.exists() and metrics.stat().st_size:
+    if (folder / CHECKPOINTS).exists() or (metrics.exists() and metrics.stat().st_size):
         return
     for name in (CONFIG, METRICS, EVALUATIONS):
         (folder / name).unlink(missing_ok=True)
@@ -60,17 +60,18 @@ def remove_unused(folder: pathlib.Path) -> None:
 
 
 def point_latest(folder: pathlib.Path) -> None:
-    """Make `latest`, beside the run, point to it. A file system without links gets a file with the name."""
+    """Make `latest`, beside the run, point to it, if it can be made. Without links it is a file with the name."""
     latest = folder.parent / LATEST
     temporary = latest.with_name(f"{LATEST}.{os.getpid()}.tmp")
     if latest.is_dir() and not latest.is_symlink():
         return  # the user's own folder
-    try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(folder.name, target_is_directory=True)
-    except OSError:
-        temporary.write_text(folder.name + "\n")
-    os.replace(temporary, latest)
+    with contextlib.suppress(OSError):
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(folder.name, target_is_directory=True)
+        except OSError:
+            temporary.write_text(folder.name + "\n")
+        os.replace(temporary, latest)
 
 
 def describe_session(first_step: int) -> dict[str, Any]:

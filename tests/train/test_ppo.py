@@ -186,10 +186,24 @@ def test_default_minibatches_divide_and_are_about_8192_rows():
     assert Config(num_envs=4096, num_steps=32).minibatches == 16
 
 
-def test_chunks_divide_the_updates():
-    for updates in (1, 2, 3, 5, 7, 12, 113):
-        config = Config(num_envs=2, num_steps=2, total_steps=4 * updates + 3)
-        assert config.num_updates == updates and updates % config.chunk == 0 and config.chunk >= 1
+@pytest.mark.parametrize("updates", [1, 2, 3, 5, 7, 12, 113])
+def test_the_moments_of_a_run_follow_from_its_settings(updates):
+    """Chunks end at each moment; by default there are about 20 evaluations and no counted checkpoints."""
+    config = Config(num_envs=2, num_steps=2, total_steps=4 * updates + 3)
+    assert config.num_updates == updates
+    schedule = config.schedule
+    assert schedule.num_updates == updates and schedule.most == min(updates, 64) and schedule.checkpoint_every == 0
+    assert min(updates, 10) <= -(-updates // schedule.evaluate_every) <= 20
+    few = dataclasses.replace(config, evaluate_every=9, checkpoint_every=21, updates_per_chunk=4).schedule
+    # 9 steps are 3 updates of 4, rounded up; 21 are 6.
+    assert (few.evaluate_every, few.checkpoint_every) == (3, 6)
+    stops, update = [], 0
+    while update < updates:
+        update = few.next_stop(update)
+        stops.append(update)
+    assert stops == sorted({*range(3, updates, 3), updates})
+    none = dataclasses.replace(config, evaluate_every=0).schedule
+    assert none.evaluate_every == 0 and not none.is_due(updates, none.evaluate_every)
 
 
 # One program, the same every time.
@@ -310,7 +324,7 @@ def test_it_learns_what_a_feature_tells():
     before = np.asarray(play(unseen, state.learner, jax.random.key(1)))
     step = compile_chunk(ppo.update, env, state, 6)
     for _ in range(10):
-        state, _ = step(env, state)
+        state, _ = step(env, state, jnp.int32(6))
     after = np.asarray(play(unseen, state.learner, jax.random.key(1)))
     assert abs(before.mean() - 10_000) < 150
     assert after.mean() > 10_300 and after.mean() - before.mean() > 200
@@ -318,5 +332,5 @@ def test_it_learns_what_a_feature_tells():
     # And again, bit for bit.
     again = init(env, config)
     for _ in range(10):
-        again, _ = step(env, again)
+        again, _ = step(env, again, jnp.int32(6))
     chex.assert_trees_all_equal(state.learner, again.learner)

@@ -1,4 +1,4 @@
-"""The command line: what a run leaves behind, how it refuses, and how it is interrupted."""
+"""The command line: what a run leaves behind, and how it refuses."""
 
 import dataclasses
 import functools
@@ -8,26 +8,28 @@ import math
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
-import time
+import threading
 
 import jax
 import numpy as np
 import pytest
+from processes import DATA as SMALL_DATA
+from processes import TINY, environ, read_lines
 
 from perpjax import AutoReset, VecEnv
-from train.checkpoint import CHECKPOINT
+from train.checkpoint import list_steps
 from train.metrics import summarise
 from train.ppo.__main__ import main
+from train.ppo.command import Command, parse
 from train.ppo.config import Config, ParamArgs
-from train.ppo.run import init_state, load_learner, make_env, make_ppo
+from train.ppo.environment import make_env
+from train.ppo.load import load_policy
+from train.ppo.run import init_state, make_ppo
+from train.record import create_folder, point_latest, remove_unused
 
-TINY = ("--num-envs", "16", "--num-steps", "8", "--hidden", "8", "--env.max-lots", "2", "--env.episode-length", "96")
 STEPS = ("--total-steps", str(16 * 8 * 3 + 5))
-SMALL_DATA = "synthetic:crash?bars=12000"
-
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -36,15 +38,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def run(tmp_path_factory) -> pathlib.Path:
     """A finished run, in this process, on wild data."""
     run_dir = tmp_path_factory.mktemp("cli") / "deep" / "run"
-    main([*TINY, *STEPS, "--dataset", SMALL_DATA, "--seed", "7", "--run-dir", str(run_dir)])
+    main([*TINY, *STEPS, "--seed", "7", "--run-dir", str(run_dir)])
     return run_dir
-
-
-def read_lines(path: pathlib.Path) -> list[dict]:
-    def refuse(constant: str):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
 def test_metrics_are_valid_lines(run):
@@ -63,22 +58,140 @@ def test_metrics_are_valid_lines(run):
 
 
 def test_config_says_what_was_run(run):
-    config = json.loads((run / "config.json").read_text())
-    assert config["dataset"] == SMALL_DATA and config["seed"] == 7 and config["num_envs"] == 16
-    assert config["env"]["episode_length"] == 96 and config["params"]["taker_fee"] == 0.0006
-    assert set(config) == {f for f in Config.__dataclass_fields__}
+    record = json.loads((run / "config.json").read_text())
+    settings = record["settings"]
+    assert settings["dataset"] == SMALL_DATA and settings["seed"] == 7 and settings["num_envs"] == 16
+    assert settings["env"]["episode_length"] == 96 and settings["params"]["taker_fee"] == 0.0006
+    assert set(settings) == {f for f in Config.__dataclass_fields__}
+    assert Config.from_json(settings).num_updates == 3
+    assert record["dataset"]["name"] == SMALL_DATA and len(record["dataset"]["train"]) == 64
+    assert [session["first_step"] for session in record["sessions"]] == [0]
 
 
-def test_checkpoint_loads_with_the_configuration_that_was_written(run):
-    saved = json.loads((run / "config.json").read_text())
-    config = Config(num_envs=16, num_steps=8, total_steps=389, hidden=tuple(saved["hidden"]), dataset=saved["dataset"])
-    learner = load_learner(run, make_ppo(config), make_env(config, "val"))
-    assert int(learner.update) == 3
-    assert float(learner.observations.count) == pytest.approx(384, rel=1e-3)
+def test_evaluation_is_whole_json(run):
+    """Of every policy the means over the windows are those of the listed returns."""
+    text = (run / "evaluation.json").read_text()
+    record = json.loads(text, parse_constant=lambda c: pytest.fail(c))
+    assert record["split"] == "val" and record["bars"] == 96
+    assert set(record["policies"]) == {"best", "final", "hold", "random"}
+    for name, policy in record["policies"].items():
+        assert len(policy["returns"]) == record["windows"] > 1
+        assert policy["return"] == pytest.approx(np.mean(policy["returns"]), abs=1e-9)
+        assert ("step" in policy) == (name in ("best", "final"))
+    hold = record["policies"]["hold"]
+    assert hold["return"] == hold["trades"] == 0 and hold["t"] is None and hold["standard_error"] == 0
+    assert record["policies"]["final"]["step"] == 384
+
+
+def test_the_policy_loads(run):
+    final = load_policy(run, "final")
+    assert final.step == 384 and float(final.observations.count) == pytest.approx(384, rel=1e-3)
+    best = max(read_lines(run / "evaluations.jsonl"), key=lambda look: look["closed_return"])
+    assert load_policy(run).step == best["steps"]
 
 
 def test_a_run_leaves_nothing_else_behind(run):
-    assert {p.name for p in run.iterdir()} == {"config.json", "metrics.jsonl", CHECKPOINT}
+    names = {"config.json", "metrics.jsonl", "evaluations.jsonl", "evaluation.json", "checkpoints"}
+    assert {p.name for p in run.iterdir()} == names
+    assert all(p.name.isdecimal() for p in (run / "checkpoints").iterdir()) and list_steps(run)[-1] == 384
+    assert os.readlink(run.parent / "latest") == run.name
+    assert {p.name for p in run.parent.iterdir()} == {"latest", run.name}
+
+
+# The run folder.
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_runs_of_one_second_never_share_a_folder(tmp_path, monkeypatch, given):
+    """Eight at once: eight folders with one name and a number, or one winner of a given folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("train.record.time.strftime", lambda form, *now: "20250101-000000")
+    barrier, made, refused = threading.Barrier(8), [], []
+
+    def make():
+        barrier.wait()
+        try:
+            made.append(create_folder(pathlib.Path("mine") if given else None, "data-seed0"))
+        except ValueError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if given:
+        assert made == [pathlib.Path("mine")] and len(refused) == 7 and all("mine" in text for text in refused)
+    else:
+        stem = "data-seed0-20250101-000000"
+        assert {p.name for p in made} == {stem, *(f"{stem}-{i}" for i in range(2, 9))} and not refused
+
+
+def test_an_unused_folder_is_removed_and_a_used_one_is_not(tmp_path):
+    for name, used in (("new", None), ("metrics", "metrics.jsonl"), ("saved", "checkpoints")):
+        folder = create_folder(tmp_path / name, "")
+        (folder / "metrics.jsonl").write_text("{}\n" if used == "metrics.jsonl" else "")
+        if used == "checkpoints":
+            (folder / "checkpoints").mkdir()
+        remove_unused(folder)
+        assert folder.exists() == (used is not None) and (folder / "config.json").exists() == (used is not None)
+    # A file of the user's stays.
+    folder = create_folder(tmp_path / "notes", "")
+    (folder / "notes.txt").touch()
+    remove_unused(folder)
+    assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
+
+def test_latest_is_only_a_convenience(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        point_latest(tmp_path / name)
+        assert (tmp_path / "latest").resolve() == tmp_path / name
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "symlink_to", refuse)
+        point_latest(tmp_path / "a")
+        assert (tmp_path / "latest").read_text() == "a\n"
+        patch.setattr(os, "replace", refuse)
+        point_latest(tmp_path / "b")
+    assert (tmp_path / "latest").read_text() == "a\n"
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    point_latest(tmp_path / "a")
+    assert (tmp_path / "latest").is_dir() and not (tmp_path / "latest").is_symlink()
+
+
+# Options.
+
+
+def test_counts_and_basis_points():
+    config, resumed = parse(["--total-steps", "3e6", "--num-envs", "1_024", "--taker-fee", "4bp"], "train")
+    assert (config.total_steps, config.num_envs, config.params.taker_fee) == (3_000_000, 1024, 0.0004)
+    assert resumed is None
+    assert parse(["--taker-fee", "0.0004"], "train")[0] == parse(["--taker-fee", "4bp"], "train")[0]
+
+
+def test_earlier_flags_still_work():
+    new = ["--max-lots", "3", "--episode-length", "96", "--taker-fee", "0.001", "--max-hold", "5"]
+    old = ["--env.max-lots", "3", "--env.episode-length=96", "--params.taker-fee", "0.001", "--params.max-hold", "5"]
+    assert parse(old, "train") == parse(new, "train")
+    assert parse(old, "train")[0].env.max_lots == 3
+
+
+def test_options_and_settings_are_the_same():
+    """Every setting goes through the command line and config.json unchanged."""
+    config, _ = parse(["--max-lots", "3", "--taker-fee", "4bp", "--hidden", "9", "7", "--run-dir", "x"], "train")
+    assert Command.of(config).to_config() == config
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    for odd in ({"new": 1}, {}):
+        values = config.to_json() | odd
+        if not odd:
+            del values["gamma"]
+        with pytest.raises(ValueError, match="new is an unknown setting" if odd else "gamma is a missing setting"):
+            Config.from_json(values)
 
 
 # Wrong values.
@@ -103,7 +216,10 @@ def refused(capsys, *args: str) -> str:
         (["--num-minibatches", "3"], ["3", "does not divide", "16"]),
         (["--num-minibatches", "0"], ["0", "16"]),
         (["--total-steps", "100"], ["100", "16", "8", "128"]),
-        (["--updates-per-chunk", "2", *STEPS], ["2", "does not divide", "3"]),
+        (["--updates-per-chunk", "0", *STEPS], ["updates_per_chunk", "0", "at least 1"]),
+        (["--checkpoint-every", "0", *STEPS], ["checkpoint_every", "0", "at least 1"]),
+        (["--evaluate-every", "-1", *STEPS], ["evaluate_every", "-1", "at least 0"]),
+        (["--init-from", "nowhere"], ["nowhere"]),
         (["--learning-rate", "-0.1"], ["learning_rate", "-0.1"]),
         (["--learning-rate", "nan"], ["learning_rate", "nan"]),
         (["--gamma", "1.5"], ["gamma", "1.5"]),
@@ -117,15 +233,15 @@ def refused(capsys, *args: str) -> str:
         (["--epochs", str(10**12), *STEPS], ["epochs", str(10**12), "int32"]),
         (["--hidden", "16385"], ["hidden", "16385", "16384"]),
         (["--hidden", str(10**12)], ["hidden", str(10**12)]),
-        (["--params.max-hold", str(2**30 + 1)], ["max_hold", str(2**30 + 1)]),
-        (["--params.max-hold", str(10**400)], ["max_hold", "inf"]),
-        (["--env.actions", "box5"], ["box5", "multi_discrete"]),
-        (["--params.taker-fee", "0.5"], ["taker_fee", "0.5", "0.1"]),
-        (["--params.max-leverage", "nan"], ["max_leverage", "nan"]),
+        (["--max-hold", str(2**30 + 1)], ["max_hold", str(2**30 + 1)]),
+        (["--max-hold", str(10**400)], ["max_hold", "inf"]),
+        (["--actions", "box5"], ["box5", "multi_discrete"]),
+        (["--taker-fee", "0.5"], ["taker_fee", "0.5", "0.1"]),
+        (["--max-leverage", "nan"], ["max_leverage", "nan"]),
         (["--dataset", "synthetic:nope"], ["nope", "signal", "martingale", "crash"]),
         (["--dataset", "synthetic:signal?bars=x"], ["bars", "x"]),
         (["--dataset", "nowhere/at/all"], ["nowhere/at/all", "manifest.json"]),
-        (["--dataset", SMALL_DATA, "--env.episode-length", "5000"], ["5000", "too short"]),
+        (["--dataset", SMALL_DATA, "--episode-length", "5000"], ["5000", "too short"]),
     ],
     ids=lambda x: " ".join(x) if x and x[0].startswith("--") else "",
 )
@@ -183,7 +299,7 @@ def test_every_seed_is_its_own_run():
     assert all(len(set(kind)) == 4 for kind in zip(*begun, strict=True))
 
 
-@pytest.mark.parametrize("option, value", [("--env.max-lots", 1025), ("--env.episode-length", 2**31)])
+@pytest.mark.parametrize("option, value", [("--max-lots", 1025), ("--episode-length", 2**31)])
 def test_a_choice_out_of_range_is_told_by_the_parser(capsys, option, value):
     with pytest.raises(SystemExit) as caught:
         main([*TINY, option, str(value)])
@@ -217,8 +333,8 @@ def test_values_that_the_parser_refuses_are_named(capsys):
     """Of the kinds that never become a `Config`: the parser's own message, and the same exit status."""
     for args, says in (
         (["--num-envs", "many"], "many"),
-        (["--env.max-lots", "0"], "max_lots = 0"),
-        (["--env.intrabar", "psychic"], "pessimistic"),
+        (["--max-lots", "0"], "max_lots = 0"),
+        (["--intrabar", "psychic"], "pessimistic"),
         (["--nonsense", "3"], "--nonsense"),
     ):
         with pytest.raises(SystemExit) as caught:
@@ -227,20 +343,10 @@ def test_values_that_the_parser_refuses_are_named(capsys):
         assert says in "".join(capsys.readouterr()), args
 
 
-def leaves(config, prefix: str = "--") -> list[str]:
-    names = []
-    for name, field in config.__dataclass_fields__.items():
-        value = getattr(config, name)
-        flag = prefix + name.replace("_", "-")
-        names += leaves(value, flag + ".") if hasattr(value, "__dataclass_fields__") else [flag]
-        assert field is not None
-    return names
-
-
 @functools.cache
 def help_text() -> str:
-    """`--help`, in a process of its own with a wide terminal."""
-    env = os.environ | {"COLUMNS": "200", "JAX_PLATFORMS": "cpu"}
+    """`--help`, in a process of its own, in one column."""
+    env = environ() | {"COLUMNS": "120"}
     done = subprocess.run([sys.executable, "-m", "train.ppo", "--help"], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -250,8 +356,9 @@ def test_help_explains_every_option():
     said = help_text()
     lines = [line.strip("│ ") for line in said.splitlines()]
     silent = []
-    for flag in leaves(Config()):
-        at = [i for i, line in enumerate(lines) if line.split()[:1] == [flag]]
+    for name in Command().values():
+        flag = "--" + name.replace("_", "-")
+        at = [i for i, line in enumerate(lines) if line.split(",")[0].split()[:1] == [flag]]
         assert len(at) == 1, f"{flag} is not in the help"
         # What the option means, beside it or in the lines before the next option.
         text = [lines[at[0]].removeprefix(flag)]
@@ -264,49 +371,3 @@ def test_help_explains_every_option():
         if not re.search(r"[a-z]{3,}", said):
             silent.append(flag)
     assert not silent
-
-
-# Ctrl-C.
-
-
-def wait_for(path: pathlib.Path, process: subprocess.Popen, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not (path.exists() and path.read_text().count("\n")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "no metrics line"
-        time.sleep(0.1)
-
-
-def test_interrupt_saves_and_exits_clean(tmp_path):
-    run_dir = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-W",
-        "error::RuntimeWarning",
-        "-m",
-        "train.ppo",
-        *TINY,
-        "--total-steps",
-        "1_000_000_000",
-    ]
-    process = subprocess.Popen(
-        [*command, "--dataset", SMALL_DATA, "--run-dir", str(run_dir)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=pathlib.Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-    )  # fmt: skip
-    try:
-        wait_for(run_dir / "metrics.jsonl", process, 120)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err
-    assert "Traceback" not in err + out
-    assert "stopped early" in out and str(run_dir) in "".join(out.split("\n"))
-    assert "trained" in out and "hold" in out and "random" in out
-    lines = read_lines(run_dir / "metrics.jsonl")
-    assert [line["update"] for line in lines] == list(range(1, len(lines) + 1))
-    config = Config(num_envs=16, num_steps=8, total_steps=128, hidden=(8,), dataset=SMALL_DATA)
-    learner = load_learner(run_dir, make_ppo(config), make_env(config, "val"))
-    # The checkpoint is that of the last line.
-    assert int(learner.update) == len(lines)

@@ -1,7 +1,6 @@
 """Metrics and evaluations as files of JSON lines."""
 
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +22,16 @@ class JsonLines(Hook):
     def __init__(self, say: Callable[[str], None] = lambda text: None):
         self.say = say
         self.files: dict[str, _Lines] = {}
+        self.waiting: dict[str, str] = {}
 
     def on_start(self, run: RunInfo) -> None:
-        """Open both files, and cut off the lines after the update from which the run goes on."""
+        """Open both files, and cut off the lines after the update from which the run goes on.
+
+        Raises:
+          OSError: a file cannot be made or cut; the error names it.
+        """
         for name in (METRICS, EVALUATIONS):
-            self.files[name] = _Lines(run.folder / name, run.first_update, self.say)
+            self.files[name] = _Lines(run.folder / name, run.first_update, self.say, self.waiting.get(name, ""))
 
     def on_updates(self, metrics: list[dict[str, Any]]) -> None:
         """Write one line for each update."""
@@ -37,21 +41,39 @@ class JsonLines(Hook):
         """Write one line."""
         self.files[EVALUATIONS].write([evaluation])
 
+    def on_end(self, text: str) -> None:
+        """Write the lines that wait."""
+        for file in self.files.values():
+            file.write([])
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the lines that wait, by file."""
+        return {name: file.waiting for name, file in self.files.items() if file.waiting}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self.waiting = state
+
 
 class _Lines:
     """A file that grows by whole lines only."""
 
-    def __init__(self, path: pathlib.Path, updates: int, say: Callable[[str], None]):
-        self.path, self.say, self.waiting, self.warned = path, say, "", False
-        kept = _lines_until(path, updates) if path.exists() else b""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(kept)
-        os.replace(temporary, path)
-        self.size = len(kept)
+    def __init__(self, path: pathlib.Path, updates: int, say: Callable[[str], None], waiting: str):
+        self.path, self.say, self.warned = path, say, False
+        kept = _lines_until(path, updates) if path.exists() else []
+        self.size = sum(map(len, kept))
+        with open(path, "ab") as file:
+            file.truncate(self.size)
+        written = json.loads(kept[-1])["update"] if kept else 0
+        missing = [line for line in map(json.loads, waiting.splitlines()) if line["update"] > written]
+        self.waiting = ""
+        self.write(missing)
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         self.waiting += "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         data = self.waiting.encode()
+        if not data:
+            return
         try:
             with open(self.path, "r+b", buffering=0) as file:
                 file.truncate(self.size)  # the part of a line that a full disk took
@@ -68,7 +90,7 @@ class _Lines:
         self.waiting, self.warned = "", False
 
 
-def _lines_until(path: pathlib.Path, updates: int) -> bytes:
+def _lines_until(path: pathlib.Path, updates: int) -> list[bytes]:
     """Return the whole lines of the first updates."""
     kept = []
     for line in path.read_bytes().splitlines(keepends=True):
@@ -78,4 +100,4 @@ def _lines_until(path: pathlib.Path, updates: int) -> bytes:
         except (ValueError, KeyError, TypeError):  # a line that a crash has damaged
             break
         kept.append(line)
-    return b"".join(kept)
+    return kept

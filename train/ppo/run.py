@@ -1,9 +1,12 @@
 """One run of PPO: load a dataset, compile, train, evaluate, and keep everything in the run folder."""
 
+import contextlib
 import dataclasses
+import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,7 +96,6 @@ class _Resumed(NamedTuple):
 
     state: TrainState
     hooks: dict[str, Any]
-    step: int
 
 
 class _Session:
@@ -108,6 +110,8 @@ class _Session:
             own.append(TensorBoard())
         self.hooks = Broadcast([*own, *hooks])
         self.messages: list[str] = []
+        self._lock, self._is_left = threading.Lock(), False
+        self._saved: int | None = None
 
     def run(self) -> Run:
         """Train in a thread that signals can interrupt; see `train`."""
@@ -115,8 +119,10 @@ class _Session:
             with self.display:
                 self.stopper.run(self._train)
         except BaseException as error:
-            if self.is_new and self.folder is not None:
-                remove_unused(self.folder)
+            with self._lock:
+                self._is_left = True
+                if self.is_new and self.folder is not None:
+                    remove_unused(self.folder)
             if isinstance(error, Interrupted):
                 self.hooks.on_end(str(error))
             raise
@@ -138,22 +144,23 @@ class _Session:
         resumed = None if self.is_new else self._read(forms)
         origin = None if config.init_from is None or resumed else self._read_origin(train_env)
         self._record({"train": train_env.market, "val": validation_env.market}, resumed)
-        if resumed:
-            hooks.set_state(resumed.hooks)
-        hooks.on_start(describe_run(config, config.dataset, self.folder, self.progress))
+        with self._unless_left():
+            if resumed:
+                hooks.set_state(resumed.hooks)
+            hooks.on_start(describe_run(config, config.dataset, self.folder, self.progress))
         for text in self.messages:
             hooks.on_message(text)
 
         state = resumed.state if resumed else _begin(self.ppo, envs, origin)
         if self.progress.update < config.num_updates:
-            state = self._learn(envs, validation_env, state, resumed.step if resumed else None)
+            state = self._learn(envs, validation_env, state)
         if self.stopper.wanted is None:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
             self._compare(validation_env, state.learner)
             hooks.on_end(self._last_words())
 
-    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState, saved: int | None) -> TrainState:
+    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState) -> TrainState:
         """Compile, and run the updates up to the end or a signal; everything is saved afterwards."""
         config, hooks = self.config, self.hooks
         hooks.on_stage("compiling")
@@ -166,7 +173,7 @@ class _Session:
 
         hooks.on_stage("training")
         checkpoints = Checkpoints(self.folder)
-        checkpoints.last = saved
+        checkpoints.last = self._saved
         self.stopper.describe = checkpoints.describe
         try:
             return run_updates(
@@ -179,17 +186,26 @@ class _Session:
                 look=lambda learner: self._look(windows, learner),
                 checkpoints=checkpoints,
                 stop=lambda: self.stopper.wanted is not None,
-                started=self._after_first_update,
+                started=self._on_first_chunk,
             )
         finally:
             try:
                 checkpoints.close()
             except checkpoint.CheckpointError as error:
                 hooks.on_message(str(error))
+            self._saved = checkpoints.last
 
-    def _after_first_update(self) -> None:
+    def _on_first_chunk(self) -> None:
         self.stopper.patient = True  # a signal now waits for the save
         point_latest(self.folder)
+
+    @contextlib.contextmanager
+    def _unless_left(self) -> Iterator[None]:
+        """Touch the run folder: not while a signal removes it, and not afterwards."""
+        with self._lock:
+            if self._is_left:
+                raise RuntimeError("a signal has ended this run")
+            yield
 
     def _read_origin(self, env: PerpEnv) -> Learner:
         """Parameters and statistics of the run of `init_from`."""
@@ -204,21 +220,26 @@ class _Session:
         """The newest whole checkpoint. Newer, damaged ones are removed by the next save."""
         config, skipped = self.config, []
         for step, snapshot in checkpoint.read_newest(self.folder):
-            if isinstance(snapshot, ValueError):
-                skipped.append(str(snapshot))
+            try:
+                if isinstance(snapshot, ValueError):
+                    raise snapshot
+                state, progress = _restore(snapshot, forms, self.folder / checkpoint.FOLDER / str(step))
+            except ValueError as error:
+                skipped.append(str(error))
                 continue
-            where = self.folder / checkpoint.FOLDER / str(step)
-            learner = checkpoint.unflatten(snapshot.learner, forms.learner, where)
-            rest = checkpoint.unflatten(snapshot.loop, forms._replace(learner=()), where)
             self.messages += [f"{text}; the one of step {step} is used" for text in skipped]
-            progress = Progress(**snapshot.host["progress"])
-            if progress.update >= config.num_updates and (self.folder / CLOSING).exists():
+            if progress.update > config.num_updates:
+                raise ValueError(
+                    f"total_steps is {config.total_steps:,}, and {self.folder} has done {progress.steps:,}; "
+                    f"--total-steps with a larger number goes on"
+                )
+            if progress.update == config.num_updates and self._is_evaluated(progress.steps):
                 raise ValueError(
                     f"{self.folder} has ended: {progress.steps:,} of {config.total_steps:,} steps are done; "
                     f"--total-steps with a larger number goes on"
                 )
-            self.progress = progress
-            return _Resumed(rest._replace(learner=learner), snapshot.host["hooks"], step)
+            self.progress, self._saved = progress, step
+            return _Resumed(state, snapshot.host["hooks"])
         raise ValueError(
             skipped[0] if skipped else f"{self.folder}: no checkpoint here: the run was ended before its first one"
         )
@@ -242,9 +263,18 @@ class _Session:
             if old.total_steps != config.total_steps:
                 self.messages.append(_describe_rate(old, config, self.progress.update))
             record = before | record
-        else:
-            self.folder = create_folder(config.run_dir, _name(config))
-        write_config(self.folder, record, describe_session(self.progress.steps))
+        session = describe_session(self.progress.steps)
+        with self._unless_left():
+            if not resumed:
+                self.folder = create_folder(config.run_dir, _name(config))
+            write_config(self.folder, record, session)
+
+    def _is_evaluated(self, steps: int) -> bool:
+        """Whether evaluation.json is that of the policy after so many steps. A longer run has an old one, too."""
+        try:
+            return json.loads((self.folder / CLOSING).read_text())["policies"]["final"]["step"] == steps
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _look(self, windows: Windows, learner: Learner) -> dict[str, Any]:
         policy = self.ppo.policy
@@ -269,14 +299,16 @@ class _Session:
         policies = {name: {"step": learnt[name][0]} if name in learnt else {} for name in results}
         policies = {name: policies[name] | _describe_result(result) for name, result in results.items()}
         bars = config.env.episode_length
+        title = f"Validation split of {config.dataset}: mean of {len(windows.starts)} x {bars} bars"
+        self.display.show(make_table(results, title))
         write_json(
             self.folder / CLOSING,
             {"split": "val", "windows": len(windows.starts), "bars": bars, "policies": policies},
         )
-        title = f"Validation split of {config.dataset}: mean of {len(windows.starts)} x {bars} bars"
-        self.display.show(make_table(results, title))
 
     def _last_words(self) -> str:
+        if self._saved != self.progress.steps:
+            return f"the end is not saved; {self.stopper.describe()}\ngo on: python -m train.ppo --resume {self.folder}"
         return (
             f"saved to {self.folder}\n"
             f"look: python -m train.runs show {self.folder}\n"
@@ -328,6 +360,25 @@ def _begin(ppo: PPO, envs: VecEnv, start: Learner | None) -> TrainState:
         return state
     learnt = {"params": start.params, "observations": start.observations, "returns": start.returns}
     return state._replace(learner=state.learner._replace(**learnt))
+
+
+def _restore(snapshot: checkpoint.Snapshot, forms: TrainState, where: pathlib.Path) -> tuple[TrainState, Progress]:
+    """The state and the counters of a checkpoint.
+
+    Raises:
+      ValueError: it is not one of this run.
+    """
+    learner = checkpoint.unflatten(snapshot.learner, forms.learner, where)
+    rest = checkpoint.unflatten(snapshot.loop, forms._replace(learner=()), where)
+    try:
+        progress = Progress(**snapshot.host["progress"])
+        done = (progress.steps, progress.update)
+        dict(snapshot.host["hooks"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{where}: does not fit this run: its counters are of another program") from None
+    if done != (int(where.name), int(learner.update)):
+        raise ValueError(f"{where}: does not fit this run: its counter says {progress.steps} steps")
+    return rest._replace(learner=learner), progress
 
 
 def _lower_bound(ppo: PPO, envs: VecEnv, forms: TrainState) -> int:

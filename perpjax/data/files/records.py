@@ -25,7 +25,7 @@ class RawTable(NamedTuple):
     hints: Mapping[str, str]
     """Facts beside the table: "symbol", "interval", "venue", "kind" from a wrapper, a schema's metadata or the path."""
     notes: tuple[str, ...]
-    """What was passed over to get here, such as "line 1, a URL, skipped"."""
+    """Parts of the file that were passed over, such as "line 1, a URL, skipped"."""
 
 
 class Series(NamedTuple):
@@ -41,7 +41,7 @@ class Series(NamedTuple):
     """The columns of CANDLES, MARK or FUNDING with their types, ROW, and any of CLOSED, CLOSE_TIME, QUOTE_VOLUME.
     Without any volume column, `volume` is all null."""
     taken: tuple[str, ...]
-    """What was taken from the file, such as "time: column ts, seconds, UTC"."""
+    """The choices made, such as "time: column ts, seconds, UTC"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Choices:
     contract_size: float | None = None
     """Base currency of one contract, where the volume is in contracts."""
     rate_unit: Literal["fraction", "percent", "bp"] | None = None
-    """Unit of funding rates whose size is unusual."""
+    """Unit of funding rates of an unusual size."""
     accept_funding: bool = False
     """Accept funding with missing settlements, odd hours or one rate repeated."""
     accept_mark: bool = False
     """Accept a mark series that is far from the last price, shifted, or covers under 95 %."""
     accept_candles: bool = False
-    """Accept candles whose opens do not fit their closes (Heikin-Ashi, index or sampled prices)."""
+    """Accept candles with opens that do not fit the closes before (Heikin-Ashi, index or sampled prices)."""
     accept_symbol: bool = False
     """Accept prices that do not fit the symbol."""
