@@ -256,6 +256,8 @@ def test_percent_without_base_rates():
     columns, rng = walk(2000, 15), np.random.default_rng(7)
     stamps, _ = settle(60)
     refuse(["percent"], columns, None, rates(stamps, np.round(rng.normal(0, 0.004, 60), 6)))
+    fine = np.where(np.arange(60) % 3 == 0, 0.01, rng.normal(0, 0.005, 60))  # OKX: 12 decimals, base rate often
+    refuse(["percent"], columns, None, rates(stamps, fine))
     big = {n: x if n in ("open_time_ms", "volume") else x * 30 for n, x in columns.items()}
     refuse(["percent"], big, None, rates(stamps, rng.normal(0, 0.006, 60)), symbol="BTCUSDT")
     refuse(["percent"], columns, None, rates(stamps, rng.normal(0, 0.1, 60)))
@@ -264,7 +266,7 @@ def test_percent_without_base_rates():
 def test_a_repeated_rate():
     columns = walk(4000, 15)
     stamps, _ = settle(100)
-    refuse(["repeated on all 100 rows"], columns, None, rates(stamps, 1.7e-4), accepted_by={"accept_funding": True})
+    refuse(["repeated on all 60"], columns, None, rates(stamps[:60], 1.7e-4), accepted_by={"accept_funding": True})
     refuse(["repeated on all 100 rows"], columns, None, rates(stamps, 1e-4), accepted_by={"accept_funding": True})
     assert look(walk(2000, 15), None, rates(stamps[:70], 1e-4)).words == ()  # as long as in BTCUSDT
     _, rate = settle(100)
@@ -282,6 +284,13 @@ def test_a_missing_settlement():
         kept = np.arange(count) != 20
         refuse(["row 20 ", f"usually {hours} h", "is missing"], columns, None, rates(stamps[kept], rate[kept]),
                accepted_by={"accept_funding": True})  # fmt: skip
+
+
+def test_a_missing_second_settlement():
+    stamps, rate = settle(60)
+    kept = np.arange(60) != 1
+    refuse(["row 1 ", "comes 16 h", "usually 8 h"], walk(1900, 15), None, rates(stamps[kept], rate[kept]),
+           accepted_by={"accept_funding": True})  # fmt: skip
 
 
 def test_a_changing_interval_is_fine():

@@ -157,6 +157,8 @@ def test_mark_may_be_coarser_and_finer_mark_is_aggregated():
 def test_two_lengths_are_refused_where_they_change():
     first, second = walk(30, 5), walk(40, 1, start=START + 30 * 5 * MINUTE)
     refuse([candles(join(first, second))], "row 30", "02:30", "from 5 minutes to 1 minute")
+    few = walk(20, 1, start=START + 30 * 5 * MINUTE)
+    refuse([candles(join(first, few))], "row 30", "02:30", "from 5 minutes to 1 minute")
     third = walk(30, 5, start=START + 40 * MINUTE)
     refuse([candles(join(walk(40, 1), third))], "row 40", "from 1 minute to 5 minutes")
     refuse([candles(first, "a"), candles(second, "b")], "a has candles of 5 minutes", "b .row 0", "1 minute")

@@ -264,7 +264,7 @@ def _judge_turnover(candles: Mended, columns: _Candles, symbol: str | None, choi
                 raise DataError(
                     f"{candles.place(i)}: quote volume / volume = {price[outside.argmax()]:g}, usually between low "
                     f"{columns.low[i]:g} and high {columns.high[i]:g} ({outside.mean():.0%} of the candles are "
-                    f"outside, by {ratio:.3g} times): the volume is turnover or contracts; name the base volume "
+                    f"outside, by {ratio:.3g} times). The volume is turnover or contracts: name the base volume "
                     "(--columns volume=...), give --contract-size, or --volume-unknown"
                 )
     daily = float(np.median(volume[traded] * columns.close[traded])) * DAY_MS / candles.interval_ms
@@ -438,7 +438,7 @@ def _judge_lag(
         raise DataError(
             f"{source}: {utc(int(times[0]))}: the mark fits the last price better {moved} "
             f"{'later' if best > 0 else 'earlier'} (median distance {found[best][0]:.2g} instead of {here:.2g}; "
-            "usually smallest without a shift): local time, or close times as open times, in one of the two files; "
+            "usually smallest without a shift). One of the two files has local time, or close times as open times: "
             "correct the stamps, or --accept-mark"
         )
 
@@ -463,8 +463,8 @@ def _judge_jumps(
         if times >= _CONFIRMING_VOLUME or _mark_confirms(marks, int(columns.stamp[i]), reference, print_):
             continue
         raise DataError(
-            f"{candles.place(int(i))}: {'low' if is_down else 'high'} = {print_:g} beside {reference:g}: a bad print: "
-            f"the next candle takes it back, the volume is {times:.1f} times the usual (a real one has over "
+            f"{candles.place(int(i))}: {'low' if is_down else 'high'} = {print_:g} beside {reference:g} is a bad print. "
+            f"The next candle takes it back, the volume is {times:.1f} times the usual (a real one has over "
             f"{_CONFIRMING_VOLUME:g}), and no mark candle confirms it; correct the row, or --accept-jumps"
         )
     step = np.log10(columns.open[1:] / columns.close[:-1])
