@@ -463,8 +463,8 @@ def _judge_jumps(
         if times >= _CONFIRMING_VOLUME or _mark_confirms(marks, int(columns.stamp[i]), reference, print_):
             continue
         raise DataError(
-            f"{candles.place(int(i))}: {'low' if is_down else 'high'} = {print_:g} beside {reference:g} is a bad print. "
-            f"The next candle takes it back, the volume is {times:.1f} times the usual (a real one has over "
+            f"{candles.place(int(i))}: {'low' if is_down else 'high'} = {print_:g} beside {reference:g} is a bad print."
+            f" The next candle takes it back, the volume is {times:.1f} times the usual (a real one has over "
             f"{_CONFIRMING_VOLUME:g}), and no mark candle confirms it; correct the row, or --accept-jumps"
         )
     step = np.log10(columns.open[1:] / columns.close[:-1])
