@@ -61,7 +61,7 @@ def _import(args: Import) -> None:
     if len(kinds) > 1:
         shown = ", ".join(f"{symbol or 'no symbol'} {kind}" for symbol, kind in kinds)
         raise DataError(f"these files hold {shown}; give files of one kind and symbol, or use build")
-    ((symbol, kind), parts), = kinds.items()
+    (((symbol, kind), parts),) = kinds.items()
     mended = mend(parts, args.choices)
     temporary = args.out.with_name(f"{args.out.name}.tmp")
     pyarrow.parquet.write_table(mended.table, temporary, compression="zstd")

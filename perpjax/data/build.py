@@ -48,9 +48,9 @@ _DAY_BARS = 96
 class Args:
     """Build a dataset from files of an exchange, of freqtrade, ccxt or TradingView, or of your own; check all of it.
 
-    Candles, mark prices and funding are told apart by their columns, and so are several symbols. Files may be CSV, JSON,
-    Parquet or Feather, alone, zipped or in folders. Nothing is guessed that could change a number: each refusal names
-    the option that accepts it. Without --out nothing is written.
+    Candles, mark prices and funding are told apart by their columns, and so are several symbols. Files may be CSV,
+    JSON, Parquet or Feather, alone, zipped or in folders. Nothing is guessed that could change a number: each refusal
+    names the option that accepts it. Without --out nothing is written.
 
     python -m perpjax.data.build user_data/data/binance/futures --out datasets/all
     python -m perpjax.data.build BTCUSDT-5m-*.zip BTCUSDT-fundingRate-*.zip --out datasets/btc
@@ -144,7 +144,9 @@ def _build(one: Opened, contract: Contract | None, args: Args) -> Built:
     name = _feature_name(args)
     stamps = one.candles["open_time_ms"].to_numpy()
     if args.train_end is None:
-        check_length((int(stamps[-1]) - int(stamps[0])) // BAR_MS + 1, args.split or DEFAULT_FRACTIONS, args.episode_length)
+        check_length(
+            (int(stamps[-1]) - int(stamps[0])) // BAR_MS + 1, args.split or DEFAULT_FRACTIONS, args.episode_length
+        )
     return build(
         one.candles,
         one.mark,

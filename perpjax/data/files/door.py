@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from perpjax.data.contract import DataError
 from perpjax.data.files.judge import judge
@@ -88,7 +87,7 @@ def group_by_symbol(series: Sequence[Series], symbol: str | None = None) -> dict
         if not any(s.kind == "candles" for s in parts):
             kinds = " and ".join(sorted({s.kind for s in parts}))
             raise DataError(
-                f"{parts[0].source}: {kinds} alone{f' of {name}' if name else ''}; give the candles of the last price, too"
+                f"{parts[0].source}: {kinds} alone{f' of {name}' if name else ''}; give candles of the last price, too"
             )
     return groups
 
@@ -114,13 +113,11 @@ def _open_symbol(name: str | None, parts: list[Series], choices: Choices) -> Ope
             words += [(kind, text) for text in mended[kind].words]
     judged = judge(mended["candles"], mended.get("mark"), mended.get("funding"), name, choices)
     words += [("together", text) for text in judged.words]
-    candles, text = fill_volume(judged.candles, choices)
-    words += [("volume", text)] if text else []
     venues = collections.Counter(one.venue for one in parts if one.venue)
     return Opened(
         symbol=name,
         venue=venues.most_common(1)[0][0] if venues else None,
-        candles=candles,
+        candles=judged.candles,
         mark=judged.mark,
         funding=judged.funding,
         sources={kind: one.source for kind, one in mended.items()},
@@ -143,26 +140,3 @@ def _usual_step(stamps: np.ndarray) -> int:
     steps = np.abs(np.diff(np.sort(stamps)))
     steps, counts = np.unique(steps[steps > 0], return_counts=True)
     return int(steps[counts.argmax()]) if len(steps) else 0
-
-
-def fill_volume(candles: pa.Table, choices: Choices) -> tuple[pa.Table, str]:
-    """Give candles of unknown volume one with which they count as traded; and the sentence about it.
-
-    Without a volume column every candle gets 1. With `volume_unknown` a candle that moved without volume gets the
-    median of the others. Features of volume mean nothing then, so the builder leaves them out.
-    """
-    volume = candles["volume"]
-    if volume.null_count == len(volume):
-        filled, text = pa.chunked_array([np.ones(len(volume))]), "no volume column: every candle counts as traded"
-    elif choices.volume_unknown:
-        known, close = volume.to_numpy(), candles["close"].to_numpy()
-        before = np.concatenate([candles["open"].to_numpy()[:1], close[:-1]])
-        moved = (candles["high"].to_numpy() > candles["low"].to_numpy()) | (close != before)
-        unknown = moved & (known == 0)
-        usual = float(np.median(known[known > 0])) if (known > 0).any() else 1.0
-        filled = pa.chunked_array([np.where(unknown, usual, known)])
-        text = f"{int(unknown.sum())} candles moved without volume and count as traded"
-    else:
-        return candles, ""
-    place = candles.schema.get_field_index("volume")
-    return candles.set_column(place, "volume", pc.cast(filled, pa.float64())), text
