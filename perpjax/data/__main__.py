@@ -1,4 +1,4 @@
-"""`python -m perpjax.data import FILE... --out F.parquet`: one table out of files; `build` makes a dataset."""
+"""`python -m perpjax.data`: `import` makes a table out of files, `describe` lists files, `build` makes a dataset."""
 
 import dataclasses
 import os
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pyarrow.parquet
 import tyro
 from rich.console import Console
@@ -33,10 +34,20 @@ class Import:
     choices: tyro.conf.OmitArgPrefixes[Choices] = dataclasses.field(default_factory=Choices)
 
 
+@dataclasses.dataclass(frozen=True)
+class Describe:
+    """Print a Markdown table with a row for each file: kind, span, volume and the choices made, or the refusal."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Files, folders or globs."""
+    choices: tyro.conf.OmitArgPrefixes[Choices] = dataclasses.field(default_factory=Choices)
+
+
 Command = (
     Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Describe, tyro.conf.subcommand("describe")]
     | Annotated[build.Args, tyro.conf.subcommand("build")]
-)  # fmt: skip
+)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m perpjax.data") -> int:
@@ -46,11 +57,47 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m perpjax.data"
         return build.main(args[1:], f"{prog} build")
     command = tyro.cli(Command, args=args, prog=prog, description="Market data: from files to tables and datasets.")
     try:
-        _import(command)
+        if isinstance(command, Describe):
+            print("\n".join(describe(command.files, command.choices)))
+        else:
+            _import(command)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def describe(paths: Sequence[Path], choices: Choices = Choices()) -> list[str]:  # noqa: B008
+    """Return the lines of a Markdown table, one for each file: each is read and mended by itself."""
+    lines = [
+        "| file | holds | rows | first (UTC) | last | volume | taken, or why not |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in paths:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            try:
+                rows = [_describe_table(raw, choices) for raw in read_files([file])]
+            except DataError as error:
+                rows = [("-", "-", "-", "-", "-", str(error).removeprefix(str(file)).lstrip(": "))]
+            except ValueError as error:
+                rows = [("-", "-", "-", "-", "-", str(error))]
+            for row in rows:
+                cells = (" ".join(cell.split()).replace("|", r"\|") for cell in (file.name, *row))
+                lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _describe_table(raw: object, choices: Choices) -> tuple[str, ...]:
+    one = recognise(raw, choices)
+    mended = mend([one], choices)
+    table = mended.table
+    first, last = (format_time(table.column(0)[i].as_py()) for i in (0, -1))
+    volume = "-"
+    if one.kind == "candles" and not table["volume"].null_count:
+        volume = f"{np.sum(table['volume'].to_numpy()):,.10g}"
+    holds = f"{one.kind} {one.symbol or ''}".strip()
+    return holds, f"{table.num_rows:,}", first, last, volume, "; ".join([*one.taken, *mended.words])
 
 
 def _import(args: Import) -> None:

@@ -29,7 +29,7 @@ class Opened(NamedTuple):
     sources: Mapping[Kind, str]
     """Names of the tables for messages."""
     words: tuple[tuple[str, str], ...]
-    """What was taken from each file, and what was mended: (file or kind, sentence)."""
+    """The choices and mendings: (file or kind, sentence)."""
     moves: tuple[tuple[int, float], ...]
     """The ten largest moves of a candle: open time (ms), and the fraction of the price."""
 
@@ -47,7 +47,7 @@ def open_files(
       paths: files, folders and globs.
       choices: guesses that the user has made or accepts.
       symbol: the symbol of all files; without it each file says its own.
-      kinds: files whose kind the user has said.
+      kinds: files with a kind that the user has said.
 
     Raises:
       DataError: a file cannot be read, or a guess would be needed that could change a number.

@@ -47,6 +47,8 @@ def read_path(path: Path) -> dict[str, str]:
         if kind in ("mark", "funding_rate", "index", "premiumindex"):
             hints["kind"] = {"funding_rate": "funding", "premiumindex": "premium"}.get(kind, kind)
         return hints
+    if re.match(r"^(F\d+[a-z]?_)?\d?[A-Z]+_[A-Z0-9.]+, ?\d+", stem):
+        hints["exporter"] = "tradingview"
     symbols = [w.upper() for w in words if _WORD.match(w.upper())]
     if swap := re.search(r"([A-Z0-9]{2,12})-(USDT|USDC|USD)-SWAP|([A-Z0-9]{2,12})(USD)_PERP", stem):
         symbols = [swap.group(0)]

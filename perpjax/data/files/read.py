@@ -8,6 +8,7 @@ import json
 import lzma
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 
+from perpjax._describe import show
 from perpjax.data.contract import DataError
 from perpjax.data.files.names import read_path
 from perpjax.data.files.records import RawTable
@@ -48,11 +50,6 @@ def read_files(paths: Sequence[Path]) -> list[RawTable]:
     """
     files = [file for path in paths for file in _expand(Path(path))]
     return [table for file in files for table in _read_file(file)]
-
-
-def show(text: Any) -> str:
-    """Return text for a terminal: control characters and others that do not print are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _expand(path: Path) -> list[Path]:
@@ -100,7 +97,7 @@ def _read_bytes(data: bytes, source: str, hints: Mapping[str, str], depth: int) 
             raise DataError(f"{source}: is packed more than three times; unpack it")
         yield from _read_bytes(unpacked, source, hints, depth + 1)
     elif head.startswith(b"PAR1"):
-        yield _of_arrow(_call(pa.parquet.ParquetFile, data, source).read(), source, hints)
+        yield _of_arrow(_call(_read_parquet, data, source), source, hints)
     elif head.startswith((b"ARROW1", b"FEA1")):
         yield _of_arrow(_call(pa.feather.read_table, data, source), source, hints)
     elif head.startswith(b"\xff\xff\xff\xff"):
@@ -108,6 +105,10 @@ def _read_bytes(data: bytes, source: str, hints: Mapping[str, str], depth: int) 
     else:
         _refuse_binary(head, source)
         yield from _read_text(_decode(data, source), source, hints)
+
+
+def _read_parquet(file: pa.NativeFile) -> pa.Table:
+    return pa.parquet.read_table(file)
 
 
 def _call(reader: Any, data: bytes, source: str) -> Any:
@@ -140,7 +141,7 @@ def _distinct(table: pa.Table) -> pa.Table:
 
 def _decompress(data: bytes, source: str) -> bytes | None:
     """The bytes inside; None if they are not compressed."""
-    openers = ((b"\x1f\x8b", gzip.GzipFile), (b"BZh", bz2.BZ2File), (b"\xfd7zXZ\x00", lzma.LZMAFile))
+    openers = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
     for magic, opener in openers:
         if data.startswith(magic):
             file = opener(io.BytesIO(data))
@@ -151,7 +152,7 @@ def _decompress(data: bytes, source: str) -> bytes | None:
         file = pa.CompressedInputStream(pa.BufferReader(data), "zstd")
     try:
         unpacked = file.read(LARGEST + 1)
-    except (OSError, EOFError, ValueError, lzma.LZMAError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
         raise DataError(f"{source}: is damaged or cut short ({_first_line(error)}); download it again") from None
     _check_growth(len(unpacked), len(data), source)
     return bytes(unpacked)
@@ -180,9 +181,7 @@ def _read_zip(data: bytes, source: str, hints: Mapping[str, str], depth: int) ->
         name = f"{source}!{show(member.filename)}"
         try:
             content = archive.read(member)
-        except (zipfile.BadZipFile, RuntimeError, ValueError, OSError, EOFError, NotImplementedError) as error:
-            raise DataError(f"{name}: is damaged ({_first_line(error)}); download it again") from None
-        except Exception as error:  # zlib.error has no public base but Exception
+        except (zipfile.BadZipFile, RuntimeError, ValueError, OSError, EOFError, zlib.error) as error:
             raise DataError(f"{name}: is damaged ({_first_line(error)}); download it again") from None
         # The archive's own path says more than the name of its member.
         yield from _read_bytes(content, name, read_path(Path(member.filename)) | dict(hints), depth + 1)

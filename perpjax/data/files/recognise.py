@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from perpjax._describe import show
 from perpjax.data.contract import PRICES, DataError
 from perpjax.data.files.names import normalise_symbol
 from perpjax.data.files.numbers import mend_float32, read_numbers
@@ -18,7 +19,7 @@ _TIME = (
     "calctime", "fundingtime",
     "fundingratetimestamp", "tsevent", "timestampms", "unix", "unixtime", "ts", "timestamp", "time", "timems",
     "t", "datetime", "date",
-    "timestamputc", "zeit", "datumzeit", "datum", "indexlevel0", "index",
+    "timestamputc", "zeit", "datumzeit", "datum", "indexlevel0", "index", "ticks",
 )  # fmt: skip
 _PRICES = {
     "open": ("open", "o", "openprice", "eröffnung", "eroeffnung"),
@@ -46,7 +47,8 @@ _CONTRACTS = ("volumecontracts", "contracts", "volcontracts", "size")
 _CLOSE_TIMES = ("closetime", "klineclosetime", "closetimems", "endtime")
 _CLOSED = ("confirm", "closed", "isclosed", "isfinal")
 _RATES = (
-    "lastfundingrate", "fundingrate", "realizedrate", "rate", "fundingratevalue", "funding", "settledrate",
+    "lastfundingrate", "relativefundingrate", "realizedrate", "fundingrate", "r", "rate",
+    "fundingratevalue", "funding", "settledrate",
 )  # fmt: skip
 _BINANCE = (
     "open_time", "open", "high", "low", "close", "volume", "close_time", "quote_volume", "count", "taker_buy_volume",
@@ -84,6 +86,13 @@ def recognise(raw: RawTable, choices: Choices = Choices()) -> Series:  # noqa: B
       DataError: the kind, a column, a unit or a zone is not clear, or a value is wrong. The message names the option
         that settles it.
     """
+    try:
+        return _recognise(raw, choices)
+    except DataError as error:  # names and values of the file may hold anything
+        raise DataError(show(error)) from None
+
+
+def _recognise(raw: RawTable, choices: Choices) -> Series:
     hints = raw.hints
     kind_hint = hints.get("kind", "")
     if kind_hint in ("premium", "index"):
@@ -112,7 +121,7 @@ def recognise(raw: RawTable, choices: Choices = Choices()) -> Series:  # noqa: B
     ignored = raw.table.num_columns - len(used & set(raw.table.column_names))
     if ignored:
         taken.append(f"{ignored} other column{'s' if ignored > 1 else ''} ignored")
-    return Series(kind, symbol, venue, raw.source, pa.table(data | rows), tuple(taken))
+    return Series(kind, symbol, venue, raw.source, pa.table(data | rows), tuple(map(show, taken)))
 
 
 def _find_columns(raw: RawTable) -> Columns:
@@ -127,7 +136,7 @@ def _find_columns(raw: RawTable) -> Columns:
     def find(known: tuple[str, ...]) -> str | None:
         return next((keys[key] for key in known if key in keys), None)
 
-    symbol = _key(raw.hints.get("symbol", ""))
+    symbol = _key(_find_symbol(raw) or "")
     base, quote, contracts = find(_BASE), find(_QUOTE), find(_CONTRACTS)
     for key, name in keys.items():  # CryptoDataDownload: "Volume BTC", "Volume USDT"
         asset = key.removeprefix("volume")
@@ -260,6 +269,9 @@ def _read_candles(
         flags = raw.table[columns.closed].cast(pa.string()).to_numpy()
         data[CLOSED] = pa.array([str(x).lower() in ("1", "1.0", "true") for x in flags])
         used.add(columns.closed)
+    elif raw.hints.get("exporter") == "tradingview":
+        data[CLOSED] = pa.array(np.arange(len(ms)) != np.argmax(ms))
+        taken.append("exported by TradingView, whose last candle is unfinished")
     return data, used
 
 

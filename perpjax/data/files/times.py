@@ -149,8 +149,8 @@ def _read_text(column: pa.ChunkedArray, source: str, name: str, timezone: str | 
         return Stamps(ms, f"{words}text, UTC ({known_utc})")
     row = int(naive.argmax())
     raise DataError(
-        f"{source}: row {row}: {name} = {column[row].as_py()!r} has no time zone, and local time moves candles by hours; "
-        "give --timezone UTC, or the zone of the file such as Europe/Berlin"
+        f"{source}: row {row}: {name} = {column[row].as_py()!r} has no time zone, and local time moves candles by "
+        "hours; give --timezone UTC, or the zone of the file such as Europe/Berlin"
     )
 
 
