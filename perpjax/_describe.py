@@ -30,3 +30,8 @@ def format_values(x: Any, form: str = ",.6g") -> str:
     if math.isclose(low, high, rel_tol=1e-12):
         return format(low, form)
     return f"{low:{form}} .. {high:{form}} (mean {x.mean().item():{form}})"
+
+
+def show(text: Any) -> str:
+    """Text for a terminal: control characters and others that do not print are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -3,7 +3,7 @@
 import importlib
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ FeatureFunction = Callable[[pa.Table, pa.Table | None], pa.Table]
 """`(bars, funding or None) -> table`: float columns, one row a bar, row t from bars <= t-1, NaN only before a warm-up.
 The last of the bars is the one about to open, flat at the last close with volume 0. Its row follows all of the data."""
 
-CORE = "perpjax.features:core_features"
-"""The feature function "core", by name. The builder imports it when it is asked for, as it does a user's."""
+FUNCTIONS = {"core": "perpjax.features:core_features", "price": "perpjax.features:price_features"}
+"""Feature functions by short name. The builder imports one when it is asked for, as it does a user's."""
 
 UNKNOWN = "UNKNOWN"
 """The symbol of a market without a given symbol."""
@@ -126,7 +126,7 @@ def build(
     symbol: str | None = None,
     sources: Sources = Sources(),  # noqa: B008
     hole_bars: int | None = None,
-    **numbers: float | None,
+    **numbers: Any,
 ) -> Built:
     """Build as `build_market`, with the tables and a report. Features may be a table computed before.
 
@@ -257,7 +257,7 @@ def find_first_decision(table: pa.Table, source: str = "features") -> int:
 
 
 def _choose_instrument(
-    candles: pa.Table, given: Instrument | None, symbol: str | None, numbers: dict[str, float | None], source: str
+    candles: pa.Table, given: Instrument | None, symbol: str | None, numbers: dict[str, Any], source: str
 ) -> tuple[Instrument, str]:
     if given is not None:
         if symbol is not None and symbol != given.symbol:
@@ -277,7 +277,8 @@ def _choose_instrument(
         if "step_size" in numbers and symbol not in KNOWN:
             numbers.setdefault("max_quantity", EXACT * numbers["step_size"])
         instrument = instrument.replace(**numbers)
-        note += "; as given instead: " + ", ".join(f"{name} {x:g}" for name, x in numbers.items())
+        shown = (f"{len(x)} brackets" if name == "brackets" else f"{name} {x:g}" for name, x in numbers.items())
+        note += "; as given instead: " + ", ".join(shown)
     return instrument, f"{note}; tick {origin}"
 
 
@@ -288,11 +289,13 @@ def _compute_features(
         return _no_features(bars.num_rows)
     if isinstance(features, pa.Table):
         return features
-    if features == "core":
-        features = find_function(CORE)
+    if isinstance(features, str) and features in FUNCTIONS:
+        features = find_function(FUNCTIONS[features])
     if callable(features):
         return features(gr.append_next_bar(bars), funding)
-    raise ValueError(f'features = {features!r} is neither "core" nor None nor a function (bars, funding) -> Table')
+    raise ValueError(
+        f"features = {features!r} is none of {', '.join(FUNCTIONS)}, None and a function (bars, funding) -> Table"
+    )
 
 
 def find_function(spec: str) -> FeatureFunction:
@@ -303,7 +306,7 @@ def find_function(spec: str) -> FeatureFunction:
     """
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
-        raise ValueError(f"features {spec!r} is not core, none or module:function")
+        raise ValueError(f"features {spec!r} is not {', '.join(FUNCTIONS)}, none or module:function")
     try:
         function = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the module does when it is imported

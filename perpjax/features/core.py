@@ -89,6 +89,15 @@ def core_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
     return pa.table({name: columns[name] for name in CORE_FEATURES})
 
 
+VOLUME_FEATURES = ("vol_log", "vol_z_96")
+"""The core features that read the volume."""
+
+
+def price_features(bars: pa.Table, funding: pa.Table | None = None) -> pa.Table:
+    """Compute the core features without those of volume, for candles of unknown volume; as `core_features`."""
+    return core_features(bars, funding).drop_columns(list(VOLUME_FEATURES))
+
+
 def core_features_live(bars_tail: pa.Table, funding: pa.Table | None = None) -> pa.Table:
     """Compute the current features from the last bars only, as a live runner does.
 

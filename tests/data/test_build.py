@@ -475,7 +475,7 @@ def test_feature_tables_that_break_the_rules_are_refused(features, words):
 
 
 def test_features_of_no_known_kind_are_refused():
-    with pytest.raises(ValueError, match="features = 'fancy' is neither"):
+    with pytest.raises(ValueError, match="features = 'fancy' is none of"):
         build_market(table(walk()), instrument=BTC, features="fancy")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from perpjax._grid import FIRST_DECISION
 from perpjax.data import DataError, fit_scaler, load_market
-from perpjax.data.build import find_features, guess_symbol, main
+from perpjax.data.build import find_features, main
 from perpjax.data.builder import build
 from perpjax.data.contract import BAR_MS
 from perpjax.data.dataset import (
@@ -39,8 +39,8 @@ def candle_columns(bars=BARS, seed=0) -> dict[str, np.ndarray]:
     """Candles of 3 minutes in ticks of 0.1."""
     rng = np.random.default_rng(seed)
     n = 5 * bars
-    close = 10_000 + rng.integers(-20, 21, n).cumsum()
-    open_ = np.concatenate([[10_000], close[:-1]])
+    close = 300_000 + rng.integers(-20, 21, n).cumsum()
+    open_ = np.concatenate([[300_000], close[:-1]])
     high = np.maximum(open_, close) + rng.integers(0, 10, n)
     low = np.minimum(open_, close) - rng.integers(0, 10, n)
     prices = {name: np.round(x * 0.1, 8) for name, x in zip(PRICES, (open_, high, low, close), strict=True)}
@@ -50,7 +50,9 @@ def candle_columns(bars=BARS, seed=0) -> dict[str, np.ndarray]:
 def tables(bars=BARS) -> dict[str, pa.Table]:
     """Candles with a hole, mark candles with another, and 8-hour funding."""
     columns, rng = candle_columns(bars), np.random.default_rng(1)
-    columns["volume"][1_000:1_007] = 0.0
+    columns["volume"][1_000:1_007] = 0.0  # nothing traded, so nothing moved
+    for name in PRICES:
+        columns[name][1_000:1_007] = columns["close"][999]
     mark = {name: columns[name] + (0 if name == "open_time_ms" else 0.03) for name in ("open_time_ms", *PRICES)}
     stamps = T0 + 8 * 3_600_000 * np.arange(bars // 32 + 1) + 3
     return {
@@ -347,7 +349,7 @@ def test_a_feature_function_of_the_users_is_needed_once(files, tmp_path, monkeyp
         ("mine2:number", "is a int, not a function"),
         ("mine2:absent", "has no attribute 'absent'"),
         ("nomodule:f", "No module named 'nomodule'"),
-        ("fancy", "'fancy' is not core, none or module:function"),
+        ("fancy", "'fancy' is not core, price, none or module:function"),
     ]:
         assert main(arguments(files, "--features", spec)) == 2
         assert words in capsys.readouterr().err
@@ -356,12 +358,12 @@ def test_a_feature_function_of_the_users_is_needed_once(files, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--symbol", "BTCUSDT", "--candles", "nowhere.parquet"), "nowhere.parquet: cannot be read"),
-        (("--tick-size", "0.3"), "candles.parquet: row 0: open = 1000.0 is not a multiple of the tick 0.3"),
+        (("--symbol", "BTCUSDT", "--candles", "nowhere.parquet"), "nowhere.parquet: no such file"),
+        (("--tick-size", "0.7"), "candles.parquet: row 0: open = 30000.0 is not a multiple of the tick 0.7"),
         (("--step-size", "-1"), "step_size must be a finite positive number"),
         (("--split", "0.5", "0.5", "0.5"), "are not three positive numbers that sum to 1"),
         (("--train-end", "2024-01-09"), "give --train-end and --val-end together"),
-        (("--episode-length", "300"), "the train split has no room for an episode of 300 bars"),
+        (("--episode-length", "300"), "11.2 days given; 49 are needed with these splits and episodes of 300 bars"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(files, tmp_path, capsys, more, words):
@@ -371,12 +373,10 @@ def test_mistakes_are_one_line_and_status_2(files, tmp_path, capsys, more, words
     assert not (tmp_path / "out").exists()
 
 
-def test_the_symbol_is_guessed_only_when_the_names_agree():
-    assert guess_symbol([Path("binance-um_BTCUSDT_perp_5m.parquet"), Path("btcusdt-mark.csv")]) == "BTCUSDT"
-    for names in (("BTCUSDT_5m.parquet", "ETHUSDT_mark.parquet"), ("candles.parquet",), ("BTC_USDT_USDT-3m.feather",)):
-        with pytest.raises(ValueError, match=r"the symbol is not clear from .*; give --symbol"):
-            guess_symbol([Path(name) for name in names])
-    assert find_features("none") is None
+def test_features_by_name():
+    assert find_features("none") is None and find_features("core") == "core" and find_features("price") == "price"
+    with pytest.raises(ValueError, match="is not core, price, none or module:function"):
+        find_features("volume")
 
 
 # --- synthetic -------------------------------------------------------------------------------------------------
