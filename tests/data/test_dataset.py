@@ -373,6 +373,19 @@ def test_mistakes_are_one_line_and_status_2(files, tmp_path, capsys, more, words
     assert not (tmp_path / "out").exists()
 
 
+def test_the_scaler_is_fitted_on_traded_bars():
+    columns = candle_columns()
+    still = slice(5 * 700, 5 * 720)  # twenty training bars without a trade
+    columns["volume"][still] = 0.0
+    for name in PRICES:
+        columns[name][still] = columns["close"][still.start - 1]
+    market = build(pa.table(columns), instrument=Instrument()).market
+    splits = split_by_fraction(market, episode_length=EPISODE)
+    scaler = fit_on_train(market, splits)
+    rows = [t for t in range(splits[0].start, splits[0].stop) if not 700 <= t < 720]
+    np.testing.assert_allclose(scaler.mean, np.asarray(market.features, np.float64)[rows].mean(axis=0), rtol=1e-12)
+
+
 def test_features_by_name():
     assert find_features("none") is None and find_features("core") == "core" and find_features("price") == "price"
     with pytest.raises(ValueError, match="is not core, price, none or module:function"):
