@@ -251,12 +251,16 @@ def _describe_files(one: Opened) -> dict[str, Any]:
 
 
 def tabulate_files(one: Opened) -> Table:
-    """Return the table of what was taken from the files."""
+    """Return the table of the choices made for the files. Files with the same choices share a row."""
     table = Table(title=f"{one.symbol}: files", show_header=False, title_justify="left", show_lines=True)
     table.add_column(style="bold", overflow="fold", max_width=40)
     table.add_column(overflow="fold")
+    groups: dict[str, list[str]] = {}
     for source, text in one.words:
-        table.add_row(Text(Path(source).name), Text(text))
+        groups.setdefault(text, []).append(Path(source.partition("!")[0]).name)
+    for text, names in groups.items():
+        names = list(dict.fromkeys(names))
+        table.add_row(Text(names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")), Text(text))
     return table
 
 
