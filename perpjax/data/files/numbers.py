@@ -78,7 +78,9 @@ def mend_float32(prices: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
       The prices, and whether one changed. Prices that are no float32 stay as they are.
     """
     together = np.concatenate(list(prices.values()))
-    if not np.isfinite(together).all() or (together.astype(np.float32).astype(np.float64) != together).any():
+    with np.errstate(over="ignore"):
+        single = together.astype(np.float32).astype(np.float64)
+    if not np.isfinite(together).all() or (single != together).any():
         return prices, False
     values, which = np.unique(together, return_inverse=True)
     mended = np.array([float(str(x)) for x in values.astype(np.float32)])

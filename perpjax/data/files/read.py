@@ -2,6 +2,7 @@
 
 import bz2
 import collections
+import csv
 import gzip
 import io
 import json
@@ -29,8 +30,18 @@ LARGEST_RATIO = 1000
 """An archive that grows by more than this, beyond 100 MB, is refused."""
 
 _IGNORED = re.compile(
-    r"(?i)^(readme|licen[cs]e|provenance|checksum|manifest|changelog)\b|\.(md|rst|checksum|sha256|txt\.asc|lock|log)$"
+    r"(?i)^(readme|licen[cs]e|notice|provenance|checksum|manifest|changelog|_success|_metadata)\b"
+    r"|\.(md|rst|py|pyc|ipynb|sh|toml|ya?ml|ini|cfg|png|jpe?g|svg|pdf|html|checksum|sha256|md5|asc|sig|lock|log)$"
 )
+_OTHERS = (
+    (b"SQLite format 3", "an SQLite database", "export its table as CSV"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
+    (b"Rar!\x1a\x07", "a RAR archive", "unpack it"),
+    (b"\x93NUMPY", "a numpy array", "save it as Parquet or CSV with named columns"),
+    (b"Obj\x01", "an Avro file", "save it as Parquet"),
+    (b"%PDF", "a PDF document", "give the table as CSV"),
+)
+"""Formats that are known and not read: the first bytes, the name, a remedy."""
 _SKIPPED_LINE = re.compile(r"(?i)^\s*(https?://|www\.|#|sep=)")
 _NUMBER = re.compile(r"^[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?$")
 _DATE = re.compile(r"^\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([T ].*)?$")
@@ -197,8 +208,9 @@ def _refuse_binary(head: bytes, source: str) -> None:
         raise DataError(f"{source}: is a pickle, which may run any program and is never opened; save it as Parquet")
     if head.startswith(b"\xd0\xcf\x11\xe0"):
         raise DataError(f"{source}: is an Excel workbook; save its sheet as CSV")
-    if head.startswith(b"SQLite format 3"):
-        raise DataError(f"{source}: is an SQLite database; export its table as CSV")
+    for magic, what, remedy in _OTHERS:
+        if head.startswith(magic):
+            raise DataError(f"{source}: is {what}; {remedy}")
 
 
 def _decode(data: bytes, source: str) -> str:
@@ -234,6 +246,7 @@ def _read_text(text: str, source: str, hints: Mapping[str, str]) -> Iterator[Raw
 
 
 def _read_csv(text: str, source: str, hints: Mapping[str, str]) -> RawTable:
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     notes, skipped = [], 0
     lines = text.split("\n", 30)
     while skipped < len(lines) - 1 and (not lines[skipped].strip() or _SKIPPED_LINE.match(lines[skipped])):
@@ -246,7 +259,7 @@ def _read_csv(text: str, source: str, hints: Mapping[str, str]) -> RawTable:
         skipped += 1
     sample = [line.rstrip("\r") for line in lines[skipped : skipped + 20] if line.strip()]
     separator = _find_separator(sample, source)
-    first = next(iter(_split_line(sample[0], separator)))
+    first = _split_line(sample[0], separator)
     has_header = not all(_NUMBER.match(f) or _DATE.match(f) for f in first if f) and any(first)
     names = first if has_header else [str(i) for i in range(len(first))]
     header = skipped + has_header
@@ -291,7 +304,7 @@ def _find_separator(sample: Sequence[str], source: str) -> str:
         raise DataError(f"{source}: has no rows; check the download")
     found = []
     for separator in (",", ";", "\t", "|"):
-        counts = [len(fields) for line in sample[:10] for fields in _split_line(line, separator)]
+        counts = [len(_split_line(line, separator)) for line in sample[:10]]
         usual, times = collections.Counter(counts).most_common(1)[0]
         if usual >= 2:
             found.append((times, usual, separator))
@@ -306,10 +319,8 @@ def _find_separator(sample: Sequence[str], source: str) -> str:
     return max(found)[2]
 
 
-def _split_line(line: str, separator: str) -> Iterator[list[str]]:
-    import csv
-
-    yield from ([f.strip() for f in fields] for fields in csv.reader([line], delimiter=separator))
+def _split_line(line: str, separator: str) -> list[str]:
+    return [field.strip() for field in next(csv.reader([line], delimiter=separator), [])]
 
 
 # JSON.

@@ -57,7 +57,7 @@ def read_stamps(column: pa.ChunkedArray, source: str, name: str, timezone: str |
         column = column.cast(pa.string())
         kind = column.type
     if pa.types.is_timestamp(kind):
-        ms = column.cast(pa.timestamp("ns", kind.tz)).cast(pa.int64()).to_numpy() // 1_000_000
+        ms = column.cast(pa.timestamp("ms", kind.tz), safe=False).cast(pa.int64()).to_numpy()
         return Stamps(ms, "UTC" if kind.tz else "without a zone, taken as UTC")
     if pa.types.is_date(kind):
         raise DataError(f"{source}: {name} holds dates without a clock; candles of 15 minutes or less are needed")
