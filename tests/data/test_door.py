@@ -259,6 +259,14 @@ def test_options_settle_what_was_refused(tmp_path):
             recognise(read_files([naive])[0], choices)
 
 
+def test_error_pages_are_counted(tmp_path):
+    for i in range(3):
+        (tmp_path / f"BTCUSDT-15m-{i}.zip").write_bytes(REFUSED["page.zip"][0])
+    (tmp_path / "BTCUSDT-15m-9.csv").write_bytes(FORMS["BTCUSDT-15m-headerless.csv"])
+    with pytest.raises(DataError, match=r"15m-0.zip: is an error page .*\(3 of 4 files are such pages: remove them\)"):
+        read_files([tmp_path])
+
+
 def test_missing_files_are_told_first(tmp_path):
     for path, words in (
         (tmp_path / "no.csv", "no such file"),

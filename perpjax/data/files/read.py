@@ -60,7 +60,20 @@ def read_files(paths: Sequence[Path]) -> list[RawTable]:
       DataError: a file is missing, holds no table, or is damaged. The message names it and a remedy.
     """
     files = [file for path in paths for file in _expand(Path(path))]
-    return [table for file in files for table in _read_file(file)]
+    tables, pages = [], []
+    for file in files:
+        try:
+            tables += _read_file(file)
+        except ErrorPage as error:
+            pages.append(error)
+    if pages:
+        count = f" ({len(pages)} of {len(files)} files are such pages: remove them)" if len(files) > 1 else ""
+        raise DataError(f"{pages[0]}{count}")
+    return tables
+
+
+class ErrorPage(DataError):
+    """A server's error page under the name of a file: the days before a listing come so."""
 
 
 def _expand(path: Path) -> list[Path]:
@@ -235,7 +248,7 @@ def _read_text(text: str, source: str, hints: Mapping[str, str]) -> Iterator[Raw
     if start.startswith("<"):
         code = re.search(r"<Code>(\w+)</Code>", start) or re.search(r"(?i)<title>([^<]{1,80})", start)
         reason = f" ({show(code.group(1))})" if code else ""
-        raise DataError(
+        raise ErrorPage(
             f"{source}: is an error page of the server{reason} and not the file; the file may not exist there: "
             "check its date and symbol, and download it again"
         )
