@@ -52,6 +52,15 @@ def replay_lots(env: PerpEnv, states: Sequence[State], actions: Sequence[ArrayLi
         if np.ndim(state.t):
             raise ValueError(f"a state of {np.shape(state.t)} environments; give states of one, see VecEnv.one")
     told = jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(s.replace(key=None)) for s in states))
+    return replay_states(env, told, actions)
+
+
+def replay_states(env: PerpEnv, told: State, actions: Sequence[ArrayLike]) -> list[LotLife]:
+    """Replay as `replay_lots`, from states in one tree.
+
+    Args:
+      told: NumPy arrays [steps + 1, ...], by row, without a key.
+    """
     _check_clock(told)
     # The twin gets the bars of these states and one more before: a whole market would take longer than the replay.
     start = int(told.t[0])
