@@ -16,6 +16,7 @@ COMMANDS = {
     "runs": ("train.runs", "List, show and compare the runs of the trainer."),
     "ladder": ("train.ladder.__main__", "Check the trainer on five small worlds with a known answer."),
     "build": ("perpjax.data.build", "Build a dataset from files of candles, and print the findings."),
+    "data": ("perpjax.data.__main__", "Make one table out of files, or list the files and their contents."),
     "audit": ("perpjax.audit.__main__", "Find the columns of a feature function that look ahead."),
     "parity": ("perpjax.audit.parity", "Compare the simulator with its float64 twin, step by step."),
     "fuzz": ("perpjax.audit.fuzz", "Check the invariants of an account in random episodes."),

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 from processes import TINY, TWENTY, assert_same_runs, finish, read_lines, run, run_and_kill, start
-from train.environment import make_env
 
 from perpjax import AutoReset, VecEnv
 from train.checkpoint import Checkpoints, Snapshot, list_steps, read
@@ -18,6 +17,7 @@ from train.hooks import Hook
 from train.ppo.__main__ import main
 from train.ppo.command import parse
 from train.ppo.config import Config
+from train.ppo.environment import make_env
 from train.ppo.run import _Session, resume, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")

@@ -137,7 +137,9 @@ def _read_parquet(file: pa.NativeFile) -> pa.Table:
 
 def _call(reader: Any, data: bytes, source: str) -> Any:
     try:
-        return reader(pa.BufferReader(data))
+        table = reader(pa.BufferReader(data))
+        str((table.column_names, table.schema.types))  # damaged names of columns and zones are found when they are read
+        return table
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{source}: is damaged or cut short ({_first_line(error)}); download it again") from None
 
