@@ -23,9 +23,11 @@ SCHEMA = pa.schema(
         ("worst", pa.float64()), ("best", pa.float64()),
     ]
 )  # fmt: skip
-"""Columns of trades.parquet: prices in quote currency, quantity in base, money in quote. `net` is `gross` less slippage,
-gap losses, fees, funding and forfeited, plus forgiven. `worst` and `best` are bounds of the excursion, fractions of the
-entry price: the order inside the first and the last candle is unknown."""
+"""Columns of trades.parquet: prices in quote currency, quantity in base, money in quote.
+
+`net` is `gross` less slippage, gap losses, fees, funding and forfeited, plus forgiven. `worst` and `best` bound the
+excursion, as fractions of the entry price: the order inside the first and the last candle is unknown.
+"""
 COSTS = ("slippage", "gap_losses", "fees", "funding", "forfeited", "forgiven")
 
 
@@ -37,21 +39,24 @@ def find_lots(played: Sequence[Played]) -> pa.Table:
     """
     rows: list[dict[str, Any]] = []
     for account in played:
+        candles = np.asarray(account.env.market.candles, np.float64)  # [N, 4 K + ...]: opens, highs, lows, closes
         for life in replay_states(account.env, account.states, account.actions):
-            rows.append({"id": len(rows), "symbol": account.symbol} | _describe(life, account))
+            rows.append({"id": len(rows), "symbol": account.symbol} | _describe(life, account, candles))
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _describe(life: LotLife, account: Played) -> dict[str, Any]:
+def _exact(number: Any) -> float:
+    """The shortest decimal of a float32: 0.01, not 0.0099999998."""
+    return float(str(np.float32(number)))
+
+
+def _describe(life: LotLife, account: Played, candles: np.ndarray) -> dict[str, Any]:
     env, lot = account.env, life.lot
     market, params = env.market, env.params
     row = int(account.states.instrument[0])
-    instrument = {
-        name: float(np.asarray(getattr(market.instruments, name))[row]) for name in ("tick_size", "step_size")
-    }
-    tick, worth = instrument["tick_size"], lot.quantity * instrument["tick_size"] * instrument["step_size"]
+    tick, step = (_exact(getattr(market.instruments, name)[row]) for name in ("tick_size", "step_size"))
+    worth = lot.quantity * tick * step
     k, fee_rate = market.candles_per_bar, float(params.taker_fee)
-    candles = np.asarray(market.candles, np.float64)  # [N, 4 K + ...]: opens, highs, lows, closes
     opened = candles[life.entry_bar, 0]
     entry_slippage = lot.side * worth * (lot.entry - opened)
     entry_fee = fee_rate * worth * lot.entry
@@ -83,7 +88,7 @@ def _describe(life: LotLife, account: Played) -> dict[str, Any]:
     return {
         "side": "long" if lot.side > 0 else "short", "entry_time": first, "entry_price": lot.entry * tick,
         "exit_time": exit_time, "exit_price": price * tick, "reason": how,
-        "quantity": lot.quantity * instrument["step_size"], "notional": worth * lot.entry, "leverage": lot.leverage,
+        "quantity": lot.quantity * step, "notional": worth * lot.entry, "leverage": lot.leverage,
         "margin": lot.margin, "stop": lot.stop * tick, "target": lot.target * tick,
         "liquidation": life.liquidations[0] * tick or None, "liquidation_at_exit": liquidation * tick or None,
         "gross": gross, **costs, "net": net, "bars": end_bar - life.entry_bar + 1, "worst": worst, "best": best,
