@@ -142,7 +142,8 @@ def test_arguments_are_passed_on(capsys, name):
     said = capsys.readouterr()
     assert caught.value.code == 0 and f"usage: perpjax {name} " in said.out
     with pytest.raises(SystemExit) as caught:
-        main([name, *(("core", "--dataset", "x") if name == "audit" else ()), "--no-such-option", "1"])
+        needed = {"audit": ("core", "--dataset", "x"), "evaluate": ("latest",)}.get(name, ())
+        main([name, *needed, "--no-such-option", "1"])
     assert caught.value.code == 2 and "--no-such-option" in capsys.readouterr().err
 
 
