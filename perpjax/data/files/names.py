@@ -33,12 +33,15 @@ def read_path(path: Path) -> dict[str, str]:
     ):  # fmt: skip
         stem = stem[: -len(Path(stem).suffix)]
     folders = [part.lower() for part in path.parts[:-1]]
+    # The name of a person is no kind.
+    folders = [part for i, part in enumerate(folders) if i == 0 or folders[i - 1] not in ("home", "users")]
     words = [w for w in re.split(r"[^A-Za-z0-9.]+", stem) if w]
     for word in (*(w.lower() for w in words), *reversed(folders)):
         if word in VENUES:
             hints.setdefault("venue", {"okex": "okx", "gate": "gateio"}.get(word, word))
-        if word.replace("_", "") in _KINDS and _KINDS[word.replace("_", "")]:
-            hints.setdefault("kind", _KINDS[word.replace("_", "")])
+        kind = _KINDS.get(word.replace("_", ""))
+        if kind and (word not in ("index", "premium") or any(_WORD.match(w.upper()) for w in words)):
+            hints.setdefault("kind", kind)
     if "funding_rate" in stem.lower() or "fundingrate" in stem.lower().replace(" ", ""):
         hints["kind"] = "funding"
     if found := _FREQTRADE.match(re.sub(r"^[FDM]\d+[a-z]?_(mark_)?", "", stem)):
@@ -64,30 +67,36 @@ def read_path(path: Path) -> dict[str, str]:
     return hints
 
 
+_INVERSE = (
+    r"[A-Z0-9]+?[-_/]?USD[-_](PERP|SWAP|DMCBL|\d{6})",  # Binance and OKX, Bitget
+    r"[A-Z0-9]+[-_/]USD[-_:](?!USD)[A-Z0-9]+",  # ccxt and freqtrade: BTC/USD:BTC, BTC_USD_BTC
+    r"[A-Z0-9]+USD\.P",  # TradingView
+    r"(XBTUSD|[A-Z0-9]{2,8}USDM)",  # BitMEX, KuCoin
+    r"[FP]I_[A-Z]+USD(_\d+)?",  # Kraken
+    r"(BTC|ETH)-(PERPETUAL|\d{1,2}[A-Z]{3}\d\d)",  # Deribit
+)
+"""Spellings of contracts that are settled in their base currency."""
+
+
 def normalise_symbol(text: str, source: str, is_inverse: bool = False) -> str:
     """Return the symbol as Binance writes it, such as BTCUSDT.
 
     Raises:
       DataError: the contract is inverse: it is settled in its base currency, and its profit is not linear in the price.
     """
-    name = text.strip().upper()
-    name = re.sub(r"^\d?[A-Z]+:", "", name)
-    inverse = re.match(r"^([A-Z0-9]+?)[-_/]?USD([-_](PERP|SWAP|\d{6})|:(?!USD)[A-Z]+)$", name) or name in (
-        "XBTUSD",
-        "ETHUSDM",
-    )
-    if inverse or is_inverse:
+    name = re.sub(r"^\d?[A-Z]+:(?!USTF0)", "", text.strip().upper())
+    if is_inverse or any(re.fullmatch(form, name) for form in _INVERSE):
         raise DataError(
             f"{source}: {text} is an inverse contract, settled in its base currency; its profit is not linear in the "
             "price, so it cannot be simulated here: use the USDT contract"
         )
-    name = name.partition(":")[0]
-    name = re.sub(r"(\.P|[-_]SWAP|[-_]PERPETUAL)$", "", name)
+    name = re.sub(r"^T([A-Z0-9]+)F0:USTF0$", r"\1USDT", name)  # Bitfinex
+    name = re.sub(r"^PF_", "", name.partition(":")[0])  # Kraken
+    name = re.sub(r"(\.P|[-_](SWAP|PERPETUAL|UMCBL|CMCBL))$", "", name)
     if found := re.match(r"^([A-Z0-9]+)[-_/]([A-Z0-9]+)[-_/]\2$", name):
         name = f"{found[1]}{found[2]}"
     if found := re.match(r"^([A-Z0-9]+)[-_/]?PERP$", name):
         name = found[1] if found[1].endswith(QUOTES) else f"{found[1]}USD"
-    if re.match(r"^XBT[A-Z]+M$", name):
-        name = name[:-1]
+    name = re.sub(r"(USDT|USDC)M$", r"\1", name)  # KuCoin
     name = re.sub(r"^XBT", "BTC", name)
     return re.sub(r"[-_/]", "", name)

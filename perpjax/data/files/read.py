@@ -247,7 +247,7 @@ def _read_text(text: str, source: str, hints: Mapping[str, str]) -> Iterator[Raw
     start = text.lstrip()
     if start.startswith("version https://git-lfs"):
         raise DataError(f"{source}: is a Git LFS pointer and not the file; run `git lfs pull` in its repository")
-    if start.startswith("<"):
+    if start.startswith("<") and not start[:6].upper().startswith("<DATE>"):  # the titles of MetaTrader
         code = re.search(r"<Code>(\w+)</Code>", start) or re.search(r"(?i)<title>([^<]{1,80})", start)
         reason = f" ({show(code.group(1))})" if code else ""
         raise ErrorPage(

@@ -13,8 +13,9 @@ from perpjax.data.contract import DataError
 
 _UNITS = ((1e8, 1e11, "seconds", 1000.0), (1e11, 1e14, "milliseconds", 1.0), (1e14, 1e17, "microseconds", 1e-3),
           (1e17, 1e20, "nanoseconds", 1e-6))  # fmt: skip
-_ZONE = r"\s*(?P<zone>Z|UTC|[+-]\d{2}:?\d{2}|[+-]\d{2})?$"
-_CLOCK = r"(?:[T ]+(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<part>\d{1,9}))?)?)?"
+_ZONE = r"\s*(?P<zone>Z|UTC|GMT|(?:GMT|UTC)?[+-]\d{2}:?\d{2}|[+-]\d{2})?$"
+_HALF = r"(?:\s*(?P<half>[AaPp][Mm]))?"
+_CLOCK = r"(?:[T ]+(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<part>\d{1,9}))?)?" + _HALF + r")?"
 _FORMS = {
     "ISO": r"^(?P<year>\d{4})[-/.](?P<month>\d{1,2})[-/.](?P<day>\d{1,2})",
     "day.month.year": r"^(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})",
@@ -34,9 +35,12 @@ class Stamps(NamedTuple):
 
 def is_unix(column: pa.ChunkedArray) -> bool:
     """Whether a column holds unix times as numbers."""
-    if pa.types.is_string(column.type):
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return bool(pc.all(pc.match_substring_regex(column.drop_null(), r"^\d{9,19}(\.\d+)?$")).as_py())
-    return pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return False
+    sizes = pc.cast(column, pa.float64(), safe=False)
+    return bool(pc.any(pc.greater_equal(sizes, _UNITS[0][0])).as_py())  # rows counted from 0 are no times
 
 
 def read_stamps(column: pa.ChunkedArray, source: str, name: str, timezone: str | None, known_utc: str | None) -> Stamps:
@@ -63,6 +67,11 @@ def read_stamps(column: pa.ChunkedArray, source: str, name: str, timezone: str |
         raise DataError(f"{source}: {name} holds dates without a clock; candles of 15 minutes or less are needed")
     if is_unix(column):
         return _read_unix(column, source, name)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        raise DataError(
+            f"{source}: row 0: {name} = {column[0].as_py()} is no unix time of 1973 or later; name the column of the "
+            "times with --columns time=..."
+        )
     if pa.types.is_string(kind):
         return _read_text(column, source, name, timezone, known_utc)
     raise DataError(f"{source}: {name} has type {kind}, which is no time; name the column with --columns time=...")
@@ -118,6 +127,11 @@ def _read_text(column: pa.ChunkedArray, source: str, name: str, timezone: str | 
         bad = pc.is_null(pc.extract_regex(column, _FORMS["ISO"] + _CLOCK + _ZONE)).to_numpy(zero_copy_only=False)
         row = int(np.argmax(bad))
         value = "".join(c if c.isprintable() else repr(c)[1:-1] for c in column[row].as_py())[:60]
+        if re.match(r"^\d[.,]\d+[eE]\+\d+$", value):
+            raise DataError(
+                f"{source}: row {row}: {name} = {value!r} was shortened by a spreadsheet; give the file as it was "
+                "before"
+            )
         raise DataError(
             f"{source}: row {row}: {name} = {value!r} is no time; name the right column with --columns time=..."
         )
@@ -128,6 +142,13 @@ def _read_text(column: pa.ChunkedArray, source: str, name: str, timezone: str | 
     if wrong.any():
         row = int(wrong.argmax())
         raise DataError(f"{source}: row {row}: {name} = {column[row].as_py()!r} is no time; correct the row")
+    half = pc.utf8_lower(pc.fill_null(parts["half"], "")).to_numpy(zero_copy_only=False).astype(str)
+    if (half != "").any():
+        odd = (half != "") & ((hour < 1) | (hour > 12))
+        if odd.any():
+            row = int(odd.argmax())
+            raise DataError(f"{source}: row {row}: {name} = {column[row].as_py()!r} is no time; correct the row")
+        hour = np.where(half == "", hour, hour % 12 + 12 * (half == "pm"))
     months = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
     days = months.astype("datetime64[D]") + (day - 1)
     if (days.astype("datetime64[M]") != months).any():
@@ -160,7 +181,8 @@ def _to_int(column: pa.Array) -> np.ndarray:
 
 
 def _offset(zone: str) -> int:
-    if zone in ("Z", "UTC"):
+    zone = re.sub("^(UTC|GMT)", "", zone)
+    if zone in ("Z", ""):
         return 0
     digits = re.sub(r"\D", "", zone).ljust(4, "0")
     return (1 if zone[0] == "+" else -1) * (int(digits[:2]) * 60 + int(digits[2:])) * 60_000
@@ -173,15 +195,25 @@ def _to_utc(local: np.ndarray, timezone: str, source: str, name: str) -> np.ndar
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         raise DataError(f"--timezone {timezone!r} is unknown; give UTC or a name such as Europe/Berlin") from None
     quarters, which = np.unique(local // 900_000, return_inverse=True)
-    shifts = np.zeros(len(quarters), np.int64)
+    early, late = np.zeros(len(quarters), np.int64), np.zeros(len(quarters), np.int64)
     for i, quarter in enumerate(quarters.tolist()):
         naive = datetime.datetime(1970, 1, 1) + datetime.timedelta(milliseconds=quarter * 900_000)
-        early, late = (naive.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
-        if early != late:
-            row = int((which == i).argmax())
-            why = "occurs twice" if early > late else "does not exist"
-            raise DataError(
-                f"{source}: row {row}: {name} = {naive} {why} in {timezone}, for the clocks change; give a file in UTC"
-            )
-        shifts[i] = round(early.total_seconds() * 1000)
-    return local - shifts[which]
+        for fold, shifts in enumerate((early, late)):
+            shifts[i] = round(naive.replace(tzinfo=zone, fold=fold).utcoffset().total_seconds() * 1000)
+    first, second, single = local - early[which], local - late[which], (early == late)[which]
+    if single.all():
+        return first
+    origin = first[single][0] // 60_000 if single.any() else 0
+    # Settlements come every 8 hours: of two readings, one of them is on the grid of the other stamps.
+    grid = np.gcd.reduce(np.diff(np.unique(first[single] // 60_000)), initial=0)
+    on_grid = [(x // 60_000 - origin) % max(grid, 1) == 0 for x in (first, second)]
+    repeated = (early > late)[which]
+    proven = single | (repeated & (grid > 0) & (on_grid[0] != on_grid[1]))
+    if not proven.all():
+        row = int((~proven).argmax())
+        why = "occurs twice" if repeated[row] else "does not exist"
+        when = datetime.datetime(1970, 1, 1) + datetime.timedelta(milliseconds=int(local[row]))
+        raise DataError(
+            f"{source}: row {row}: {name} = {when} {why} in {timezone}, for the clocks change; give a file in UTC"
+        )
+    return np.where(single | on_grid[0], first, second)
