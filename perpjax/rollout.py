@@ -51,11 +51,17 @@ def play_windows(
     """
     unwrapped(env).check_start(starts)
     env = unwrapped(env, AutoReset, VecEnv)
+    act, carry = as_pytree(act, carry)
+    return _play(env, act, key, jnp.asarray(starts), carry)
+
+
+def as_pytree(act: Act, carry: Carry | None = None) -> tuple[Act, Carry]:
+    """The policy as an argument of `jit`, and its first memory: `carry`, its own `initial_carry()`, or none."""
     if carry is None:
         carry = act.initial_carry() if hasattr(act, "initial_carry") else ()
     if jax.tree_util.all_leaves([act]):  # a plain function
         act = jax.tree_util.Partial(act)
-    return _play(env, act, key, jnp.asarray(starts), carry)
+    return act, carry
 
 
 @jax.jit

@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from train.run_folder import CHECKPOINTS as FOLDER
+from train.run_folder import Run
 
 T = TypeVar("T")
 
@@ -243,10 +244,7 @@ class _Keep(checkpoint_managers.PreservationPolicy):
 
 def list_steps(run_folder: pathlib.Path) -> list[int]:
     """Return the steps of the checkpoints in a run folder, ascending; whole ones and damaged ones."""
-    folder = run_folder / FOLDER
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+    return Run(run_folder).checkpoint_steps()
 
 
 def read(run_folder: pathlib.Path, step: int, items: Sequence[str] = ITEMS) -> Snapshot:

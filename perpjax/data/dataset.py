@@ -96,12 +96,7 @@ def split_by_date(
     first = int(market.segments.first[0])
     bars = []
     for name, text in (("train end", train_end), ("val end", val_end)):
-        try:
-            date = datetime.date.fromisoformat(text)
-        except ValueError as error:
-            raise ValueError(f"{name} {text!r} is not a date such as 2025-06-01") from error
-        midnight = datetime.datetime.combine(date, datetime.time(), datetime.UTC)
-        bars.append((int(midnight.timestamp()) * 1000 - market.start_ms) // BAR_MS)
+        bars.append((parse_midnight(name, text) - market.start_ms) // BAR_MS)
         if not first < bars[-1] < market.num_bars:
             raise ValueError(
                 f"{name} {text} is not inside the data; its decision bars go from "
@@ -110,6 +105,19 @@ def split_by_date(
     if bars[0] >= bars[1]:
         raise ValueError(f"train end {train_end} is not before val end {val_end}")
     return _embargo(first, (bars[0], bars[1]), market.num_bars, episode_length)
+
+
+def parse_midnight(name: str, text: str) -> int:
+    """Return 00:00 UTC of an ISO date, ms.
+
+    Raises:
+      ValueError: the text is no date. The message has the name.
+    """
+    try:
+        date = datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{name} {text!r} is not a date such as 2025-06-01") from error
+    return int(datetime.datetime.combine(date, datetime.time(), datetime.UTC).timestamp()) * 1000
 
 
 def _embargo(first: int, ends: tuple[int, int], num_bars: int, episode_length: int) -> tuple[Split, ...]:

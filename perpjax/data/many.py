@@ -15,6 +15,7 @@ from perpjax.data.dataset import (
     MANY_VERSION,
     SPLIT_NAMES,
     Split,
+    parse_midnight,
     replacing,
     training_rows,
     write_files,
@@ -50,13 +51,7 @@ def split_symbols(
     Raises:
       ValueError: a text is not a date, the dates are out of order, or no symbol has room for an episode in a split.
     """
-    ends = []
-    for name, text in (("train end", train_end), ("val end", val_end)):
-        try:
-            date = datetime.date.fromisoformat(text)
-        except ValueError as error:
-            raise ValueError(f"{name} {text!r} is not a date such as 2025-06-01") from error
-        ends.append(int(datetime.datetime.combine(date, datetime.time(), datetime.UTC).timestamp()) * 1000)
+    ends = [parse_midnight("train end", train_end), parse_midnight("val end", val_end)]
     if ends[0] >= ends[1]:
         raise ValueError(f"train end {train_end} is not before val end {val_end}")
     splits = {}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from perpjax import PerpEnv
-from perpjax.rollout import Act
+from perpjax.rollout import Act, as_pytree
 from perpjax.state import State
 
 
@@ -42,14 +42,13 @@ def play_account(env: PerpEnv, act: Act, key: Array) -> list[Played]:
       act: the policy. Each account begins with `act.initial_carry()`, if there is such a method.
       key: of all random numbers.
     """
+    function, carry = as_pytree(act)
     segments = jax.tree.map(np.asarray, env.market.segments)
     names = [origin.symbol for origin in env.market.origins]
     rows = [origin.row for origin in env.market.origins]
     played = []
     for i, (first, last) in enumerate(zip(segments.first.tolist(), segments.last.tolist(), strict=True)):
         whole = dataclasses.replace(env, config=dataclasses.replace(env.config, episode_length=last - first + 1))
-        carry = act.initial_carry() if hasattr(act, "initial_carry") else ()
-        function = jax.tree_util.Partial(act) if jax.tree_util.all_leaves([act]) else act
         states, actions = _play(whole, function, jax.random.fold_in(key, i), jnp.int32(first), carry)
         over = np.asarray(states.terminated | states.truncated)
         steps = int(np.argmax(over)) if over.any() else len(over) - 1

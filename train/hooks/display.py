@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from train.hooks import Hook, RunInfo
+from train.run_folder import clean
 
 LINE_SECONDS = 10.0
 """Seconds between lines where the output is not a terminal."""
@@ -102,7 +103,7 @@ class Display(Hook):
 
     def on_stage(self, text: str) -> None:
         """Show the name of the stage that begins."""
-        self._stage = show_controls(text)
+        self._stage = clean(text)
         with self._harmless():
             if self._live:
                 self._draw()
@@ -292,7 +293,7 @@ class Display(Hook):
 
     def _print(self, text: str, wrap: bool = True) -> None:
         """Print a line. A terminal wraps it between words, unless one of them, such as a path, is too long."""
-        shown = Text(show_controls(text))
+        shown = Text(clean(text))
         if text.startswith("warning:"):
             shown.stylize("yellow", 0, len("warning:"))
         fits = max(map(len, shown.plain.split(" "))) < self._console.width
@@ -411,11 +412,6 @@ class _Output:
             # A closed file names no descriptor, so another object takes its place.
             if self.file is not None and sys.stdout is self.file:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
-def show_controls(text: str) -> str:
-    """Return the text with every control character as its escape sequence, such as `\\x1b`."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def draw_sparkline(points: Sequence[float], bars: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from perpjax._describe import show
 from perpjax.data.contract import DataError
 
 
@@ -114,4 +115,4 @@ def mend_float32(prices: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
 
 
 def _show(value: pa.Scalar) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in repr(value.as_py()))[:60]
+    return show(repr(value.as_py()))[:60]

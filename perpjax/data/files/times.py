@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from perpjax._describe import show
 from perpjax.data.contract import DataError
 
 _UNITS = ((1e8, 1e11, "seconds", 1000.0), (1e11, 1e14, "milliseconds", 1.0), (1e14, 1e17, "microseconds", 1e-3),
@@ -126,7 +127,7 @@ def _read_text(column: pa.ChunkedArray, source: str, name: str, timezone: str | 
     if parts is None:
         bad = pc.is_null(pc.extract_regex(column, _FORMS["ISO"] + _CLOCK + _ZONE)).to_numpy(zero_copy_only=False)
         row = int(np.argmax(bad))
-        value = "".join(c if c.isprintable() else repr(c)[1:-1] for c in column[row].as_py())[:60]
+        value = show(column[row].as_py())[:60]
         if re.match(r"^\d[.,]\d+[eE]\+\d+$", value):
             raise DataError(
                 f"{source}: row {row}: {name} = {value!r} was shortened by a spreadsheet; give the file as it was "
