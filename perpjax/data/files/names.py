@@ -18,7 +18,7 @@ _KINDS = {
 }  # fmt: skip
 _INTERVAL = re.compile(r"^\d{1,3}(s|m|min|h|d|w)$", re.IGNORECASE)
 _FREQTRADE = re.compile(
-    r"^(?P<symbol>[A-Z0-9]+_[A-Z0-9]+(?:_[A-Z0-9]+)?)-(?P<interval>\d+[smhdwM])(?:-(?P<kind>\w+))?$"
+    r"(?:^|_)(?P<symbol>[A-Z0-9]+_[A-Z0-9]+(?:_[A-Z0-9]+)?)-(?P<interval>\d+[smhdwM])(?:-(?P<kind>\w+))?$"
 )
 _WORD = re.compile(rf"^(?:1?[A-Z]+:)?([A-Z0-9]{{2,15}}?)({'|'.join(QUOTES)})(\.P|M|PERP)?$")
 
@@ -44,13 +44,13 @@ def read_path(path: Path) -> dict[str, str]:
             hints.setdefault("kind", kind)
     if "funding_rate" in stem.lower() or "fundingrate" in stem.lower().replace(" ", ""):
         hints["kind"] = "funding"
-    if found := _FREQTRADE.match(re.sub(r"^[FDM]\d+[a-z]?_(mark_)?", "", stem)):
+    if found := _FREQTRADE.search(stem):
         hints |= {"symbol": found["symbol"], "interval": found["interval"], "exporter": "freqtrade"}
         kind = (found["kind"] or "").lower()
         if kind in ("mark", "funding_rate", "index", "premiumindex"):
             hints["kind"] = {"funding_rate": "funding", "premiumindex": "premium"}.get(kind, kind)
         return hints
-    if re.match(r"^(F\d+[a-z]?_)?\d?[A-Z]+_[A-Z0-9.]+, ?\d+", stem):
+    if re.search(r"(?:^|_)\d?[A-Z]+_[A-Z0-9.]+, ?\d+", stem):
         hints["exporter"] = "tradingview"
     symbols = [w.upper() for w in words if _WORD.match(w.upper())]
     if swap := re.search(r"([A-Z0-9]{2,12})-(USDT|USDC|USD)-SWAP|([A-Z0-9]{2,12})(USD)_PERP", stem):
