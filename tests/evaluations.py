@@ -106,7 +106,8 @@ def _play(rng: np.random.Generator, index: int, symbol: str, bars: int, lots: in
 
 def _trade(rng, name, symbol, entry, bars, opens, high, low, close) -> dict[str, Any]:
     """One lot from its entry bar on: the candle decides on its exit."""
-    sign = int(rng.choice((1, -1)))
+    ahead = close[min(entry + 16, bars - 1) * CANDLES] > opens[entry * CANDLES]
+    sign = 1 if ahead == (rng.random() < 0.54) else -1  # a little skill
     price = opens[entry * CANDLES] + sign * np.round(SLIP * opens[entry * CANDLES] / TICK) * TICK
     leverage = float(rng.choice((2.0, 5.0, 10.0)))
     margin = float(np.round(rng.uniform(60, 240), 2))
@@ -219,11 +220,7 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
     bars = sum(p["bars"] for p in parts)
     waterfall = {name: float(trades[name].to_numpy().sum()) for name in PARTS}
     total = float(np.prod(1 + daily) - 1)
-
-    def half(width: float) -> list[float]:
-        middle = float(rng.normal(0, width))
-        return [middle - 2 * width, middle + 2 * width]
-
+    draws = rng.normal(total - 0.02, 0.03, 200)
     record: dict[str, Any] = {
         "format": 1,
         "policy": {"name": policy, "run": run, "which": "best", "step": 4_587_520},
@@ -251,7 +248,7 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
         "windows": {"bars": 2016, "first": list(range(0, max(bars - 2016, 1), 2016)), "returns": []},
         "shifted": {"bars": 96, "returns": rng.normal(total, 0.02, 32).tolist()},
         "baselines": [],
-        "random": {"returns": rng.normal(-0.02, 0.03, 200).tolist(), "place": 0.87, "daily_mean": -0.0002},
+        "random": {"returns": draws.tolist(), "place": float((draws < total).mean()), "daily_mean": -0.0002},
         "stresses": [],
         "arithmetic": {},
         "latency": {"first_move": 1.8, "interval": [-0.6, 4.1], "candle_minutes": 3},
@@ -298,10 +295,12 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
             ("momentum", "momentum of 96 bars", 0.4 * market * np.sign(np.roll(market, 1))),
             ("random", "random orders", rng.normal(-0.0003, 0.004, longest)),
         ):  # fmt: skip
-            measured = _measure(rng, returns)
+            measured, difference = _measure(rng, returns), float((daily - returns).sum())
+            width = float(1.64 * np.std(daily - returns) * longest**0.5)
             one = {"name": name, "title": title, "return": measured["return"],
-                   "max_drawdown": measured["max_drawdown"], "lots": int(rng.integers(0, 400)), "daily": returns.tolist(),
-                   "difference": float((daily - returns).sum()), "interval": half(0.05), "ended": None}  # fmt: skip
+                   "max_drawdown": measured["max_drawdown"], "daily": returns.tolist(), "difference": difference,
+                   "lots": {"flat": 0, "buy": 1}.get(name, int(rng.integers(9, 400))),
+                   "interval": [difference - width, difference + width], "ended": None}  # fmt: skip
             if "sharpe" in measured and name != "flat":
                 one["sharpe"] = measured["sharpe"]
             record["baselines"].append(one)

@@ -35,7 +35,9 @@ def track(axis: Span, *marks: Markup, zero: bool = True) -> Markup:
 
 
 def block(axis: Span, begin: float, end: float, kind: str, title: str | None = None) -> Markup:
-    """Return a bar from one number to another."""
+    """Return a bar from one number to another; nothing if they are equal."""
+    if begin == end:
+        return Markup("")
     left, right = sorted((axis.place(begin), axis.place(end)))
     return element("i", class_=f"block {kind}", style=f"left:{left}%;width:{max(right - left, 0.3):.3f}%", title=title)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from train.report import sections
 from train.report.encode import Packer
-from train.report.markup import Markup, card, element, embed, join
+from train.report.markup import Markup, card, element, embed
 from train.report.read import Evaluation
 from train.report.series import pack_evaluation
 
@@ -29,14 +29,13 @@ def make_page(evaluation: Evaluation) -> str:
         card("Equity and drawdown", chart("daily", "tall"), note="Cumulative return and drawdown in percent, by day."),
         make_account_card(),
         make_lots_card(),
-        grid(sections.make_waterfall(record), sections.make_months(record)),
-        grid(sections.make_exits(record), make_scatter_card()),
-        grid(sections.make_lot_figures(record), sections.make_arithmetic(record)),
+        place_months(record),
+        grid(sections.make_lot_figures(record), stack(make_scatter_card(), sections.make_arithmetic(record))),
         sections.make_actions(record),
         sections.make_chance(record),
         sections.make_stresses(record),
         sections.make_measures(record),
-        grid(sections.make_trials(record), join([sections.make_verdicts(record), sections.make_twin(record)])),
+        grid(stack(sections.make_trials(record), sections.make_twin(record)), sections.make_verdicts(record)),
         sections.make_settings(record),
     ]
     return assemble(evaluation.title, body, data, packer)
@@ -115,6 +114,13 @@ def make_lots_card() -> Markup:
     return card("Candles and lots", bar, drawn, key, filters, table, note=note, class_="full")
 
 
+def place_months(record: dict[str, Any]) -> Markup:
+    """Return the waterfall, the exits and the months; many months need a column of their own."""
+    waterfall, exits, months = (f(record) for f in (sections.make_waterfall, sections.make_exits, sections.make_months))
+    few = len(sections.objects(record, "months")) < 7
+    return grid(waterfall, stack(exits, months)) if few else grid(stack(waterfall, exits), months)
+
+
 def make_scatter_card() -> Markup:
     """Return the chart of holding time against profit."""
     return card("Holding time and profit", chart("scatter", "low"),
@@ -135,6 +141,11 @@ def chooser(name: str) -> Markup:
 def grid(*cards: Markup) -> Markup:
     """Return cards side by side."""
     return element("div", cards, class_="grid")
+
+
+def stack(*cards: Markup) -> Markup:
+    """Return cards one below the other, in one column of a grid."""
+    return element("div", cards, class_="stack")
 
 
 def assemble(title: str, body: Sequence[Markup], data: dict[str, Any], packer: Packer) -> str:

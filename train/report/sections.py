@@ -63,7 +63,7 @@ STEPS = {
     "forfeited": "forfeited margin", "forgiven": "forgiven losses", "net": "net",
 }  # fmt: skip
 REASONS = {
-    "stopped": "stop", "target": "target", "liquidated": "liquidation", "closed": "closed by the policy",
+    "stopped": "stop", "target": "target", "liquidated": "liquidation", "closed": "closed by policy",
     "timed_out": "time limit", "open": "still open",
 }  # fmt: skip
 
@@ -353,8 +353,11 @@ def make_measures(record: Json) -> Markup:
     for key, name, form in INTERVALS:
         rows.append([f"90 % interval, {name}", *(interval(record, f"{at}/intervals/{key}", form) for at, _ in curves)])
     for key in ("bars", "first", "last", "ended"):
-        cells = [figure(record, f"{at}/bars", COUNT) if key == "bars" else show_time(look_up(record, f"{at}/{key}"))
-                 for at, _ in curves[1:]]  # fmt: skip
+        cells: list[Any] = [show_time(look_up(record, f"{at}/{key}")) for at, _ in curves[1:]]
+        if key == "bars":
+            cells = [figure(record, f"{at}/bars", COUNT) for at, _ in curves[1:]]
+        if key == "ended":
+            cells = [str(look_up(record, f"{at}/ended") or DASH) for at, _ in curves[1:]]
         rows.append([key, element("span", ""), *cells])
     reasons = []
     for at, name in curves:
@@ -417,7 +420,7 @@ def make_settings(record: Json) -> Markup:
         parts.append(element("div", element("h3", title), body))
     sha = element("p", "SHA-256 of the figures: ", element("code", str(record.get("sha256") or DASH), class_="sha"),
                   class_="note")  # fmt: skip
-    return card("Settings", element("div", parts, class_="trellis"), sha, class_="full")
+    return card("Settings", element("div", parts, class_="trellis quad"), sha, class_="full")
 
 
 def show_value(value: Any) -> str:

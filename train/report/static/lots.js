@@ -99,7 +99,9 @@ var PerpjaxLots = (function () {
       }
       context.strokeStyle = won ? this.colors.gain : this.colors.loss;
       context.lineWidth = 1;
+      context.globalAlpha = 0.7;
       context.stroke();
+      context.globalAlpha = 1;
     }
   };
 

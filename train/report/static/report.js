@@ -3,7 +3,7 @@
 (function () {
   var LWC = window.LightweightCharts, Lots = window.PerpjaxLots;
   var DASH = '\u2013', MINUS = '\u2212', PAGE = 50, PAD = 12;
-  var REASONS = { stopped: 'stop', target: 'target', liquidated: 'liquidation', closed: 'closed by the policy',
+  var REASONS = { stopped: 'stop', target: 'target', liquidated: 'liquidation', closed: 'closed',
     timed_out: 'time limit', open: 'still open' };
   var data = JSON.parse(document.getElementById('data').textContent);
   var charts = [], repaint = [];
@@ -187,6 +187,7 @@
     });
     place.parentNode.insertBefore(legend, place);
     chart.panes()[0].setStretchFactor(0.68); chart.panes()[1].setStretchFactor(0.32);
+    curves[0].series[1].priceScale().applyOptions({ scaleMargins: { top: 0.22, bottom: 0.06 } });
     namePane(place, 'return, %', '4px'); namePane(place, 'drawdown, %', '66%');
     chart.timeScale().fitContent();
   }
@@ -215,7 +216,8 @@
   function drawAccount(accounts) {
     if (!accounts.length) return none('account', 'There is no account.');
     var place = $('account'), chart = createChart('account', true);
-    var equity = chart.addSeries(LWC.LineSeries, { lineWidth: 2, priceLineVisible: false }, 0);
+    var equity = chart.addSeries(LWC.LineSeries, { lineWidth: 2, priceLineVisible: false,
+      priceFormat: { type: 'custom', minMove: 0.01, formatter: function (x) { return number(x, 2); } } }, 0);
     var exposure = chart.addSeries(LWC.BaselineSeries, { baseValue: { type: 'price', price: 0 }, lineWidth: 1, priceLineVisible: false,
       priceFormat: { type: 'custom', minMove: 0.001, formatter: function (x) { return number(x, 2) + ' ×'; } } }, 1);
     paintWith(function () {
@@ -306,7 +308,8 @@
         from[i] = indexOf(lots.entry_time[i]);
         to[i] = isFinite(lots.exit_time[i]) ? indexOf(lots.exit_time[i]) : times.length - 1;
       }
-      candles.applyOptions({ priceFormat: { type: 'price', precision: account.precision, minMove: Math.pow(10, -account.precision) } });
+      candles.applyOptions({ priceFormat: { type: 'custom', minMove: Math.pow(10, -account.precision),
+        formatter: function (x) { return number(x, account.precision); } } });
       candles.setData(points);
       primitive.selected = k;
       primitive.set(lots, from, to);
@@ -330,10 +333,10 @@
 
     function tell() {
       var account = accounts[view.account], lots = account.lots, k = view.lot, box = clear($('lot')), count = lots.id.length;
-      $('at-lot').textContent = count ? (k < 0 ? number(count, 0) + ' lots' : 'lot ' + number(k + 1, 0) + ' of ' + number(count, 0)) : 'no lot was opened';
+      $('at-lot').textContent = count ? (k < 0 ? number(count, 0) + ' lots' : number(k + 1, 0) + ' of ' + number(count, 0)) : 'no lot was opened';
       ['first-lot', 'previous-lot', 'next-lot', 'last-lot', 'follow-lot'].forEach(function (id) { $(id).disabled = !count; });
       if (k < 0) {
-        box.appendChild(make('dt', count ? 'Choose a lot: by the arrows above, by a click on it, or by its row below.' : 'There is no lot.', { class: 'head' }));
+        box.appendChild(make('dt', count ? 'Choose a lot: by the arrows above, by a click on it, or by its row below.' : 'There is no lot.', { class: 'hint' }));
         return;
       }
       box.appendChild(make('dt', 'Lot ' + lots.id[k] + ', ' + lots.side[k] + ' ' + account.symbol, { class: 'head' }));
