@@ -30,14 +30,18 @@ class Browser:
         there, self._out = (_lift(x) for x in os.pipe())
         self._in, back = (_lift(x) for x in os.pipe())
         flags = (
-            "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run", "--mute-audio",
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
             "--disable-dev-shm-usage", "--disable-background-networking", "--disable-extensions", "--hide-scrollbars",
             f"--user-data-dir={self._profile.name}", f"--window-size={width},{height}", "about:blank",
         )  # fmt: skip
         # The protocol wants the descriptors 3 and 4, and a shell sets them without code between fork and exec.
         command = ["bash", "-c", f'exec "$@" 3<&{there} 4>&{back} {there}<&- {back}>&-', "bash", program, *flags]
         self._process = subprocess.Popen(
-            command, pass_fds=(there, back), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            pass_fds=(there, back),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(there)
         os.close(back)
@@ -96,7 +100,9 @@ class Browser:
 
     def set_size(self, width: int, height: int, scale: float = 1) -> None:
         """Set the size of the window."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False
+        )
 
     def capture(self, path: pathlib.Path) -> None:
         """Write the visible part of the page to a PNG file."""

@@ -183,7 +183,9 @@ def _measure(rng: np.random.Generator, returns: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
     if days < 30:
         reason = f"{days} days are fewer than 30"
-        return figures | {"absent": dict.fromkeys(("sharpe", "sharpe_error", "sortino", "annual_return", "calmar"), reason)}
+        return figures | {
+            "absent": dict.fromkeys(("sharpe", "sharpe_error", "sortino", "annual_return", "calmar"), reason)
+        }
     draws = np.array([np.prod(1 + rng.choice(returns, days)) - 1 for _ in range(100)])
     sharpe = float(np.mean(returns) / max(deviation, 1e-12) * 365**0.5)
     error = (365 / days) ** 0.5
@@ -284,8 +286,10 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
             long, short = tilt * rng.uniform(0.5, 1), tilt[::-1] * rng.uniform(0.5, 1)
             record["actions"].append({"feature": feature, "edges": edges, "long": long.tolist(),
                                       "short": short.tolist(), "flat": (1 - long - short).tolist()})  # fmt: skip
-    for name, title, scale in (("costs x0", "costs x 0", 0), ("costs x2", "costs x 2", 2), ("costs x4", "costs x 4", 4),
-                               ("pessimistic", "pessimistic intrabar rule", 1.2), ("late", "one bar later", 1.1)):  # fmt: skip
+    for name, title, scale in (
+        ("costs x0", "costs x 0", 0), ("costs x2", "costs x 2", 2), ("costs x4", "costs x 4", 4),
+        ("pessimistic", "pessimistic intrabar rule", 1.2), ("late", "one bar later", 1.1),
+    ):  # fmt: skip
         shift = -0.01 * (scale - 1) - 0.001
         record["stresses"].append({"name": name, "title": title, "return": total + shift, "lots": len(trades),
                                    "difference": shift, "interval": [shift - 0.004, shift + 0.004]})  # fmt: skip

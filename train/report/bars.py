@@ -61,8 +61,8 @@ def rows(lines: Sequence[tuple[Child, Markup, Child]], class_: str = "", label: 
     """Return a chart of lines: a name, a track, a number."""
     cells = []
     for name, drawn, number in lines:
-        cells.append(element("div", element("span", name, class_="name"), drawn, element("span", number, class_="value"),
-                             class_="line"))  # fmt: skip
+        value = element("span", number, class_="value")
+        cells.append(element("div", element("span", name, class_="name"), drawn, value, class_="line"))
     return element("div", cells, class_=f"lines {class_}".strip(), role="group", aria_label=label)
 
 
@@ -81,7 +81,7 @@ def histogram(
 ) -> Markup:
     """Return columns over an axis, with upright marks in front."""
     held = np.asarray(values, float)
-    counts, edges = np.histogram(held[np.isfinite(held)], bins=bins, range=(axis.low, axis.high))
+    counts, _ = np.histogram(held[np.isfinite(held)], bins=bins, range=(axis.low, axis.high))
     top = max(int(counts.max()), 1)
     columns = [
         element("i", class_=f"column {kind}", title=f"{int(n)}",

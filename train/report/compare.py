@@ -3,9 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-from train.report import sections
+import train.report.sections as sections
 from train.report.encode import Packer
-from train.report.markup import COUNT, GAIN, MONEY, PERCENT, Markup, card, element, figure, interval, look_up, table
+from train.report.markup import (
+    COUNT,
+    DASH,
+    GAIN,
+    MONEY,
+    PERCENT,
+    Markup,
+    card,
+    element,
+    figure,
+    interval,
+    look_up,
+    table,
+)
 from train.report.page import assemble, chart, describe, make_header
 from train.report.read import Evaluation
 
@@ -57,7 +70,9 @@ def make_measures(names: Sequence[str], records: Sequence[dict[str, Any]]) -> Ma
     for key, name, form in sections.MEASURES:
         rows.append([name, *(figure(whole, f"{i}/overall/{key}", form, tone=form is GAIN) for i in numbered)])
     for key, name, form in sections.INTERVALS:
-        rows.append([f"90 % interval, {name}", *(interval(whole, f"{i}/overall/intervals/{key}", form) for i in numbered)])
+        rows.append(
+            [f"90 % interval, {name}", *(interval(whole, f"{i}/overall/intervals/{key}", form) for i in numbered)]
+        )
     rows.append(["lots", *(figure(whole, f"{i}/lots/lots", COUNT) for i in numbered)])
     for at, name, form in _LOTS:
         rows.append([name, *(figure(whole, f"{i}/{at}", form, tone=form is MONEY) for i in numbered)])
@@ -67,9 +82,13 @@ def make_measures(names: Sequence[str], records: Sequence[dict[str, Any]]) -> Ma
 def make_waterfalls(names: Sequence[str], records: Sequence[dict[str, Any]]) -> Markup:
     """Return the waterfalls beside each other."""
     whole = list(records)
-    parts = [element("div", element("h3", n), sections.draw_waterfall(whole, f"{i}/waterfall")) for i, n in enumerate(names)]
+    ends = [x for r in records for *_, begin, end in sections.find_steps(r) for x in (begin, end)]
+    parts = [
+        element("div", element("h3", name), sections.draw_waterfall(whole, f"{i}/waterfall", ends))
+        for i, name in enumerate(names)
+    ]
     return card("From gross to net", element("div", parts, class_="trellis"), class_="full",
-                note="Quote currency, all lots together. Each chart has its own scale.")  # fmt: skip
+                note="Quote currency, all lots together. All charts have one scale.")  # fmt: skip
 
 
 def make_differences(names: Sequence[str], records: Sequence[dict[str, Any]]) -> Markup:
@@ -79,7 +98,7 @@ def make_differences(names: Sequence[str], records: Sequence[dict[str, Any]]) ->
         keys = dict.fromkeys(k for r in records for k in sections.part(r, group))
         for key in keys:
             values = [look_up(r, group) or {} for r in records]
-            shown = [sections.show_value(v[key]) if key in v else "–" for v in values]
+            shown = [sections.show_value(v[key]) if key in v else DASH for v in values]
             if len(set(shown)) > 1:
                 rows.append((f"{group}: {key}", *shown))
     shown = table(("", *names), rows, "wide mono", "Settings that differ") if rows else None

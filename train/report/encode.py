@@ -29,7 +29,7 @@ def find_scale(values: np.ndarray, digits: int) -> int:
 
 
 class Packer:
-    """Collects columns of numbers; `describe` what was added, and `text` the block in base64."""
+    """Collects columns of numbers in one block of bytes."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

@@ -1,4 +1,4 @@
-"""HTML elements whose texts are escaped, and numbers that name their place in evaluation.json."""
+"""HTML elements with escaped texts, and numbers that name their place in evaluation.json."""
 
 import html
 import json
@@ -8,6 +8,7 @@ from typing import Any
 
 DASH = "\u2013"
 MINUS = "\u2212"
+TIMES = "\u00d7"
 _VOID = {"meta", "input", "link", "br"}
 
 
@@ -153,7 +154,9 @@ def interval(record: Any, path: str, form: Form) -> Markup:
 # Tables and cards.
 
 
-def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], class_: str = "", caption: str | None = None) -> Markup:
+def table(
+    head: Iterable[Child], rows: Iterable[Iterable[Child]], class_: str = "", caption: str | None = None
+) -> Markup:
     """Return a table: the first cell of a row is its head, and the others are numbers."""
     top = element("tr", [element("th", h, scope="col") for h in head])
     body = []

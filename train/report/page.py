@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from train.report import sections
+import train.report.sections as sections
 from train.report.encode import Packer
-from train.report.markup import Markup, card, element, embed
+from train.report.markup import DASH, Markup, card, element, embed
 from train.report.read import Evaluation
 from train.report.series import pack_evaluation
 
@@ -76,8 +76,8 @@ def make_header(title: str, line: str) -> Markup:
 
 def make_account_card() -> Markup:
     """Return the chart of one account: equity and exposure by bar."""
-    return card("Account by bar", chooser("account-of"), chart("account", "tall"), class_="full",
-                note="Equity in quote currency; below it the notional of the held lots over equity, short below 0.")  # fmt: skip
+    note = "Equity in quote currency; below it the notional of the held lots over equity, short below 0."
+    return card("Account by bar", chooser("account-of"), chart("account", "tall"), class_="full", note=note)
 
 
 def make_lots_card() -> Markup:
@@ -96,7 +96,9 @@ def make_lots_card() -> Markup:
         "p", "▲ long and ▼ short entries. Exits: ◆ target, ✕ stop, ■ liquidation, ● closed, ○ time limit. "
         "A solid line is a gain, a dashed one a loss. Boxes: from entry to target, and from entry to stop; the dotted "
         "line is the liquidation price.", class_="note")  # fmt: skip
-    drawn = element("div", chart("candles", "taller", tabindex="0"), element("dl", id="lot", class_="lot"), class_="beside")
+    drawn = element(
+        "div", chart("candles", "taller", tabindex="0"), element("dl", id="lot", class_="lot"), class_="beside"
+    )
     filters = element(
         "div",
         element("label", "side ", element("select", id="filter-side")),
@@ -123,8 +125,8 @@ def place_months(record: dict[str, Any]) -> Markup:
 
 def make_scatter_card() -> Markup:
     """Return the chart of holding time against profit."""
-    return card("Holding time and profit", chart("scatter", "low"),
-                note="Each point is a lot: bars held (logarithmic) against net, quote. A click shows the lot.")  # fmt: skip
+    note = "Each point is a lot: bars held (logarithmic) against net, quote. A click shows the lot."
+    return card("Holding time and profit", chart("scatter", "low"), note=note)
 
 
 def chart(name: str, class_: str = "", **attributes: Any) -> Markup:
@@ -159,16 +161,16 @@ def assemble(title: str, body: Sequence[Markup], data: dict[str, Any], packer: P
         element("meta", http_equiv="Content-Security-Policy", content=rules),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{title} – perpjax"),
+        element("title", f"{title} {DASH} perpjax"),
         Markup(f"<style>{read('report.css')}</style>"),
     )
     block = Markup(f'<script type="application/octet-stream" id="block">{packer.text()}</script>')
     code = [Markup(f"<script>{s}</script>") for s in scripts]
-    foot = element(
-        "footer", "Made by perpjax. Charts by ", element("a", "TradingView", href=TRADINGVIEW, rel="noopener noreferrer"),
-        " Lightweight Charts™, Copyright © 2026 TradingView, Inc., Apache License 2.0.",
-    )  # fmt: skip
-    main = element("body", element("main", body), foot, element("div", id="faults", hidden=True), embed(data, "data"), block, code)
+    link = element("a", "TradingView", href=TRADINGVIEW, rel="noopener noreferrer")
+    rights = " Lightweight Charts\u2122, Copyright \u00a9 2026 TradingView, Inc., Apache License 2.0."
+    foot = element("footer", "Made by perpjax. Charts by ", link, rights)
+    faults = element("div", id="faults", hidden=True)
+    main = element("body", element("main", body), foot, faults, embed(data, "data"), block, code)
     return f"<!doctype html>\n{element('html', head, main, lang='en')}\n"
 
 

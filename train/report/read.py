@@ -16,8 +16,8 @@ FORMAT = 1
 EVALUATION = "evaluation.json"
 FLOATS = (
     "entry_price", "exit_price", "quantity", "notional", "leverage", "margin", "stop", "target", "liquidation",
-    "liquidation_at_exit", "gross", "slippage", "gap_losses", "fees", "funding", "forfeited", "forgiven", "net", "worst",
-    "best", "first_move",
+    "liquidation_at_exit", "gross", "slippage", "gap_losses", "fees", "funding", "forfeited", "forgiven", "net",
+    "worst", "best", "first_move",
 )  # fmt: skip
 """Columns of trades.parquet that hold numbers with a fraction."""
 _COLUMNS = {

@@ -1,10 +1,11 @@
 """The parts of the page that need no script, from evaluation.json alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from train.report import bars
+import train.report.bars as bars
 from train.report.markup import (
     COUNT,
     DASH,
@@ -13,6 +14,7 @@ from train.report.markup import (
     PERCENT,
     RATIO,
     SIGNED,
+    TIMES,
     Form,
     Markup,
     card,
@@ -44,7 +46,11 @@ MEASURES: tuple[tuple[str, str, Form], ...] = (
     ("days", "days", COUNT),
 )
 """Of one curve: the key, the name and the format."""
-INTERVALS = (("return", "return", GAIN), ("sharpe", "Sharpe ratio", SIGNED), ("max_drawdown", "largest drawdown", PERCENT))
+INTERVALS = (
+    ("return", "return", GAIN),
+    ("sharpe", "Sharpe ratio", SIGNED),
+    ("max_drawdown", "largest drawdown", PERCENT),
+)
 LOTS: tuple[tuple[str, str, Form], ...] = (
     ("lots", "lots", COUNT),
     ("lots_a_week", "lots a week", fixed(1)),
@@ -112,10 +118,18 @@ def make_tiles(record: Json) -> Markup:
         ("share won", figure(record, "lots/win_rate", PERCENT),
          ("profit factor ", figure(record, "lots/profit_factor"))),
         ("in the market", figure(record, "time_in_market", PERCENT),
-         ("mean notional ", figure(record, "exposure/mean_notional", fixed(2, unit=" × equity")))),
+         ("mean notional ", figure(record, "exposure/mean_notional", fixed(2, unit=f" {TIMES} equity")))),
     )  # fmt: skip
-    cells = [element("div", element("span", n, class_="label"), element("strong", v), element("small", s), class_="tile")
-             for n, v, s in tiles]  # fmt: skip
+    cells = [
+        element(
+            "div",
+            element("span", name, class_="label"),
+            element("strong", value),
+            element("small", more),
+            class_="tile",
+        )
+        for name, value, more in tiles
+    ]
     return element("section", cells, class_="tiles", aria_label="Key figures")
 
 
@@ -143,7 +157,7 @@ def make_baselines(record: Json) -> Markup:
             draw_interval(axis, one),
         ))  # fmt: skip
     head = ("", "return", "drawdown", "Sharpe ± error", "lots", "policy less it", "90 % interval", "")
-    note = "The difference is the sum of the daily returns, policy less baseline. An interval that holds 0 proves no edge."
+    note = "The difference is the sum of the daily returns, policy less baseline. An interval with 0 proves no edge."
     lines = [table(head, rows, "wide", "The policy against every baseline")]
     return card("Policy and baselines", lines if listed else [*lines, empty("No baseline was played.")], note=note)
 
@@ -165,20 +179,26 @@ def make_waterfall(record: Json, at: str = "waterfall", title: str = "From gross
     return card(title, draw_waterfall(record, at), note="Quote currency, all lots together. Costs count as losses.")
 
 
-def draw_waterfall(record: Json, at: str = "waterfall") -> Markup:
-    """Return the steps as floating bars."""
-    steps = [(key, name, look_up(record, f"{at}/{key}")) for key, name in STEPS.items()]
-    steps = [(key, name, x) for key, name, x in steps if is_number(x)]
+def find_steps(record: Any, at: str = "waterfall") -> list[tuple[str, str, float, float]]:
+    """Return key, name, begin and end of each step from the gross to the net."""
+    found, reached = [], 0.0
+    for key, name in STEPS.items():
+        x = look_up(record, f"{at}/{key}")
+        if is_number(x):
+            begin = 0.0 if key == "net" else reached
+            reached = begin + x
+            found.append((key, name, begin, reached))
+    return found
+
+
+def draw_waterfall(record: Any, at: str = "waterfall", ends: Sequence[float] | None = None) -> Markup:
+    """Return the steps as floating bars; `ends` are the numbers that the scale must hold, by default the steps."""
+    steps = find_steps(record, at)
     if not steps:
         return empty("evaluation.json has no waterfall.")
-    shown, reached = [], 0.0
-    for key, name, x in steps:
-        begin = 0.0 if key == "net" else reached
-        shown.append((key, name, begin, begin + x))
-        reached = begin + x
-    axis = bars.cover([x for *_, begin, end in shown for x in (begin, end)])
+    axis = bars.cover(ends if ends is not None else [x for *_, begin, end in steps for x in (begin, end)])
     lines = []
-    for key, name, begin, end in shown:
+    for key, name, begin, end in steps:
         kind = bars.tone(end - begin) + (" total" if key in ("gross", "net") else "")
         drawn = bars.track(axis, bars.block(axis, begin, end, kind))
         lines.append((name, drawn, figure(record, f"{at}/{key}", MONEY, tone=True)))
@@ -223,9 +243,12 @@ def make_lot_figures(record: Json) -> Markup:
         return card("Lots in numbers", empty("No lot was opened."))
     rows = [(name, figure(record, f"lots/{key}", form, tone=form is MONEY)) for key, name, form in LOTS]
     rows += [
-        ("mean notional in the market, × equity", figure(record, "exposure/mean_notional")),
-        ("largest notional, × equity", figure(record, "exposure/largest")),
-        ("median share of the bar's traded value", figure(record, "volume/median_share", fixed(3, factor=100, unit=" %"))),
+        (f"mean notional in the market, {TIMES} equity", figure(record, "exposure/mean_notional")),
+        (f"largest notional, {TIMES} equity", figure(record, "exposure/largest")),
+        (
+            "median share of the bar's traded value",
+            figure(record, "volume/median_share", fixed(3, factor=100, unit=" %")),
+        ),
         ("largest share of it", figure(record, "volume/largest_share", fixed(3, factor=100, unit=" %"))),
     ]
     return card("Lots in numbers", table(("", ""), rows, "pairs", "Figures of the lots"))
@@ -251,8 +274,8 @@ def make_actions(record: Json) -> Markup:
                 marks.append(bars.block(axis, reached, reached + x, f"act-{side}", f"{side} {100 * x:.1f} %"))
                 reached += x
             ends = f"{short(edges[k])} to {short(edges[k + 1])}" if len(edges) > k + 1 else f"bin {k + 1}"
-            number = join([figure(record, f"actions/{i}/{s}/{k}", fixed(0, factor=100)) for s in ("long",)]), " / ", join(
-                [figure(record, f"actions/{i}/short/{k}", fixed(0, factor=100))]), " %"
+            long, sold = (figure(record, f"actions/{i}/{side}/{k}", fixed(0, factor=100)) for side in ("long", "short"))
+            number = join([long, " / ", sold, " %"])
             lines.append((ends, bars.track(axis, *marks, zero=False), number))
         name = str(one.get("feature"))
         charts.append(element("div", element("h3", name), bars.rows(lines, "stacked", f"Actions by {name}")))
@@ -289,8 +312,9 @@ def make_chance(record: Json) -> Markup:
             said += [", ", figure(record, f"{key}/bars", COUNT), " ", told]
         said += [f"; median {GAIN(middle)}, {lost} below zero."]
         if key == "random":
-            said += [" The policy lies above ", figure(record, "random/place", fixed(0, factor=100, unit=" %")),
-                     " of them. Their mean daily return is ", figure(record, "random/daily_mean", fixed(3, True, 100, " %")), "."]  # fmt: skip
+            place = figure(record, "random/place", fixed(0, factor=100, unit=" %"))
+            mean = figure(record, "random/daily_mean", fixed(3, True, 100, " %"))
+            said += [" The policy lies above ", place, " of them. Their mean daily return is ", mean, "."]
         elif own:
             said += [" The line is the policy's return."]
         parts.append(element("div", element("h3", title), drawn, ends, element("p", join(said), class_="note")))
@@ -311,7 +335,7 @@ def make_stresses(record: Json) -> Markup:
         for i, one in enumerate(listed)
     ]  # fmt: skip
     head = ("the policy played again with", "return", "lots", "difference", "90 % interval", "")
-    note = "Each line is a new run of the same policy. Other fills lead to other states, and the policy then trades differently."
+    note = "Each line is a new run of the same policy. Other fills lead to other states, so it trades differently."
     return card("Stresses", table(head, rows, "wide", "The policy under stress"), note=note, class_="full")
 
 
@@ -319,13 +343,18 @@ def make_arithmetic(record: Json) -> Markup:
     """Return the net of the recorded lots with other costs, and the delay."""
     nets = {k: x for k, x in part(record, "arithmetic").items() if is_number(x)}
     axis = bars.cover(list(nets.values()))
-    lines = [(f"costs × {k}", bars.track(axis, bars.block(axis, 0, x, bars.tone(x))),
+    lines = [(f"costs {TIMES} {k}", bars.track(axis, bars.block(axis, 0, x, bars.tone(x))),
               figure(record, f"arithmetic/{k}", MONEY, tone=True)) for k, x in nets.items()]  # fmt: skip
-    drawn = bars.rows(lines, label="Net by cost") if lines else empty(explain(record, "arithmetic/net"))
+    drawn = bars.rows(lines, label="Net by cost") if lines else empty("There are no lots to count again.")
     basis = fixed(2, sign=True, unit=" bp")
-    moved = element("p", "After a decision the price moves ", figure(record, "latency/first_move", basis, tone=True),
-                    " in the first ", figure(record, "latency/candle_minutes", COUNT), " minutes, in the lot's direction "
-                    "(90 %: ", interval(record, "latency/interval", basis), "). A late order gains or loses it.")  # fmt: skip
+    move, minutes = (
+        figure(record, "latency/first_move", basis, tone=True),
+        figure(record, "latency/candle_minutes", COUNT),
+    )
+    moved = element(
+        "p", "In the first ", minutes, " minutes of a lot the price moves ", move, " in its direction (90 %: ",
+        interval(record, "latency/interval", basis), "). An order that is late by so much misses this move.",
+    )  # fmt: skip
     if not is_number(look_up(record, "latency/first_move")):
         moved = empty(f"Latency: {explain(record, 'latency/first_move')}")
     return card("Arithmetic of costs, and latency", drawn, element("h3", "Latency"), moved,
@@ -399,16 +428,15 @@ def make_twin(record: Json) -> Markup:
     twin = part(record, "twin")
     if not twin:
         return card("Check by the twin", empty("evaluation.json has no twin."))
-    agrees = twin.get("agrees")
-    mark = {True: "✓ agrees", False: "✗ differs"}.get(agrees, DASH)
-    relative = fixed(1, factor=1e6, unit=" ppm")
-    return card(
-        "Check by the twin",
-        element("p", element("b", mark, class_="gain" if agrees is True else "loss"), ": the float64 twin played ",
-                figure(record, "twin/bars", COUNT), " bars and ", figure(record, "twin/lots", COUNT), " lots. The largest "
-                "difference of equity is ", figure(record, "twin/largest_difference", relative), " of the initial "
-                "equity. The lots less the change of equity leave ", figure(record, "twin/lots_less_equity", relative), "."),
+    agrees, relative = twin.get("agrees") is True, fixed(1, factor=1e6, unit=" ppm")
+    mark = element("b", "\u2713 agrees" if agrees else "\u2717 differs", class_="gain" if agrees else "loss")
+    said = element(
+        "p", mark, ": the float64 twin played ", figure(record, "twin/bars", COUNT), " bars and ",
+        figure(record, "twin/lots", COUNT), " lots. The largest difference of equity is ",
+        figure(record, "twin/largest_difference", relative), " of the initial equity. ",
+        "The net of the lots less the change of equity is ", figure(record, "twin/lots_less_equity", relative), ".",
     )  # fmt: skip
+    return card("Check by the twin", said)
 
 
 def make_settings(record: Json) -> Markup:

@@ -10,8 +10,12 @@ from train.report.read import FLOATS, Evaluation, floats, milliseconds
 
 NEAR = 8
 """Bars before an entry and after an exit for which the short candles are kept."""
-LIMIT = 1_300_000
-"""Bytes for all short candles of a page. Beyond it they lose digits, and then the middle of long lots."""
+LIMIT = 1_700_000
+"""Bytes for all short candles of a page."""
+_ATTEMPTS = ((7, math.inf, 1.0), (5, math.inf, 1.0), (5, 40, 1.0), (5, 8, 1.0), (5, 8, 0.5), (5, 8, 0.2), (5, 8, 0.05))
+"""If the short candles take more bytes, they lose digits, then the middle of long lots, then the smallest lots.
+
+Each has the digits of a price, the bars at both ends of a lot, and the share of the lots."""
 _WORDS = ("side", "reason")
 
 
@@ -103,19 +107,21 @@ def _pack_lots(lots, packer: Packer) -> dict[str, Any]:
 
 
 def _choose_native(times, length, lots, first, count, prices, scale: int, spare: int):
-    """The bars whose short candles are kept, with their prices; and the bytes used, negative if some are left out."""
+    """The bars with short candles, their prices and scale; and the bytes used, negative if some are left out."""
     each = int(np.median(count[count > 0])) if (count > 0).any() else 0
     begun, ended = milliseconds(lots["entry_time"]), milliseconds(lots["exit_time"])
     if each < 2 or not len(begun) or spare <= 0:
         return None, 0
     enter = np.searchsorted(times, begun, "right") - 1
     leave = np.where(np.isnan(ended), len(times) - 1, np.searchsorted(times, np.nan_to_num(ended), "right") - 1)
-    for digits, long in ((7, math.inf), (5, math.inf), (5, 40), (5, 8), (5, 1)):
-        near = NEAR if long > 8 else 2
+    rank = np.argsort(-np.abs(np.nan_to_num(floats(lots["net"]))), kind="stable")
+    for digits, long, share in _ATTEMPTS:
+        own = rank[: math.ceil(share * len(rank))]
+        begun, ended, near = enter[own], leave[own], NEAR if long > 8 else 2
         live = np.zeros(len(times) + 1, np.int64)
-        spans = [(enter - near, leave + near)]
+        spans = [(begun - near, ended + near)]
         if long is not math.inf:
-            spans = [(enter - near, np.minimum(enter + long, leave)), (np.maximum(leave - long, enter), leave + near)]
+            spans = [(begun - near, np.minimum(begun + long, ended)), (np.maximum(ended - long, begun), ended + near)]
         for begin, end in spans:
             np.add.at(live, np.clip(begin, 0, len(times)), 1)
             np.add.at(live, np.clip(end + 1, 0, len(times)), -1)

@@ -13,9 +13,14 @@
 
   function make(name, text, given) {
     var node = document.createElement(name);
-    if (text !== undefined && text !== null) node.textContent = text;
+    if (text !== undefined && text !== null) node.textContent = clean(text);
     Object.keys(given || {}).forEach(function (key) { node.setAttribute(key, given[key]); });
     return node;
+  }
+
+  /* Characters that do not print are shown by their codes, as in the rest of the page. */
+  function clean(text) {
+    return String(text).replace(/[\p{C}\p{Zl}\p{Zp}]/gu, function (c) { return '\\u' + c.codePointAt(0).toString(16).padStart(4, '0'); });
   }
 
   function clear(node) { while (node.firstChild) node.removeChild(node.firstChild); return node; }
@@ -23,7 +28,9 @@
   function fail(error) {
     var box = $('faults');
     box.hidden = false;
-    box.appendChild(make('p', 'A part of this page failed: ' + (error && error.stack || error)));
+    var line = document.createElement('p');
+    line.textContent = 'A part of this page failed: ' + (error && error.stack || error);
+    box.appendChild(line);
   }
   window.addEventListener('error', function (event) { fail(event.error || event.message); });
   window.addEventListener('unhandledrejection', function (event) { fail(event.reason); });
@@ -177,7 +184,7 @@
     curves.forEach(function (curve) {
       var button = make('button', null, { type: 'button', 'aria-pressed': 'true', title: 'Show or hide' });
       button.appendChild(sample(curve));
-      button.appendChild(document.createTextNode(curve.name));
+      button.appendChild(document.createTextNode(clean(curve.name)));
       button.addEventListener('click', function () {
         var on = button.getAttribute('aria-pressed') !== 'true';
         button.setAttribute('aria-pressed', String(on));
@@ -268,7 +275,7 @@
       account.points = Array.from(account.time, function (time, i) { return point(time, account.bars, i); });
     });
     if (accounts.some(function (a) { return a.short && !a.short.all; })) {
-      $('short-note').textContent = 'The short candles of long lots are left out of the page, to keep it small.';
+      $('short-note').textContent = 'Some short candles are left out, to keep the page small: those in the middle of long lots, or of small lots.';
     } else if (accounts.some(function (a) { return a.short; })) {
       var minutes = accounts[0].length / 60;
       $('short-note').textContent = 'Candles of ' + number(minutes, 0) + ' minutes; around the chosen lot of ' +
