@@ -13,7 +13,7 @@ from rich.console import Console
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, concatenate_markets
 from perpjax.rollout import play_windows
 from perpjax.rules.orders import MULTI_DISCRETE, hold_action
-from train.evaluate import Result, evaluate, hold, random, t_statistic, window_starts
+from train.evaluate import Result, evaluate, flat, random, t_statistic, window_starts
 from train.table import make_table
 
 LENGTH = 24
@@ -30,8 +30,8 @@ def env() -> PerpEnv:
     return PerpEnv(crash_market(bars=673 + 10 * LENGTH + 7), WILD, CONFIG)
 
 
-def test_hold_is_exactly_nothing(env):
-    result = evaluate(env, hold(env), jax.random.key(0))
+def test_flat_is_exactly_nothing(env):
+    result = evaluate(env, flat(env), jax.random.key(0))
     assert set(map(len, result)) == {10}
     for name, x in result._asdict().items():
         np.testing.assert_array_equal(x, 0.0, err_msg=name)
@@ -83,7 +83,7 @@ def test_wrappers_are_left_out(env):
             np.testing.assert_array_equal(a, b)
         drawn, same = (random(e)(jax.random.key(1), None, ())[0] for e in (wrapped, env))
         assert drawn.tolist() == same.tolist()
-        assert hold(wrapped)(None, None, ())[0].tolist() == hold(env)(None, None, ())[0].tolist()
+        assert flat(wrapped)(None, None, ())[0].tolist() == flat(env)(None, None, ())[0].tolist()
         with pytest.raises(ValueError, match="start = 3 is not a bar"):
             evaluate(wrapped, act, jax.random.key(3), np.array([3]))
 
@@ -141,14 +141,14 @@ def result_of(*returns: float) -> Result:
 )
 def test_the_table_shows_a_dash_for_a_t_without_a_value(returns, cells, against, capsys):
     nothing = [0.0] * len(returns)
-    results = {"final": result_of(*returns), "hold": result_of(*nothing), "random": result_of(*nothing)}
+    results = {"final": result_of(*returns), "flat": result_of(*nothing), "random": result_of(*nothing)}
     Console(width=100).print(make_table(results, "title"))
     out = capsys.readouterr().out
     rows = {
         row[0]: row[1:4] for row in ([x.strip() for x in line.split("│")[1:-1]] for line in out.splitlines()) if row
     }
     assert rows["final"] == cells
-    assert rows["hold"][2] == rows["random"][2] == "-"
+    assert rows["flat"][2] == rows["random"][2] == "-"
     assert f"final against random: {against}." in " ".join(out.split()) and "nan" not in out
     assert "chosen on this split" not in out
     Console(width=100).print(make_table({"best": result_of(*returns)} | results, "title"))
@@ -237,7 +237,7 @@ def test_a_start_outside_the_market_is_an_error(env):
     """`reset` says so of a concrete bar; inside the compiled evaluation it could only clip it, and play another one."""
     for start in (0, 672, env.market.num_bars, 10**6):
         with pytest.raises(ValueError, match=str(start)):
-            evaluate(env, hold(env), jax.random.key(0), np.array([700, start]))
+            evaluate(env, flat(env), jax.random.key(0), np.array([700, start]))
 
 
 def test_ruin_in_the_first_bar_is_not_forgotten():

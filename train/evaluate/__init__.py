@@ -7,11 +7,11 @@ from train.evaluate.windows import (
     Result,
     Windows,
     evaluate,
+    flat,
     greedy,
-    hold,
     random,
     t_statistic,
     window_starts,
 )
 
-__all__ = ["Result", "Windows", "evaluate", "greedy", "hold", "random", "t_statistic", "window_starts"]
+__all__ = ["Result", "Windows", "evaluate", "flat", "greedy", "random", "t_statistic", "window_starts"]

@@ -50,7 +50,7 @@ def t_statistic(x: Float[np.ndarray, "n"]) -> float:
     return float(np.mean(x) / (np.std(x, ddof=1) / np.sqrt(len(x))))
 
 
-def hold(env: Env) -> Act:
+def flat(env: Env) -> Act:
     """Return the policy that never trades."""
     action = hold_action(unwrapped(env).config)
     return lambda key, state, carry: (action, carry)

@@ -69,7 +69,7 @@ class Command:
     """Train a PPO policy on a perpetual-futures market.
 
     The run folder holds config.json, metrics.jsonl, evaluations.jsonl, evaluation.json and checkpoints. The training
-    ends with a table of the policy against `hold` (never trades) and `random` on the validation split. Ctrl-C, SIGTERM
+    ends with a table of the policy against `flat` (never trades) and `random` on the validation split. Ctrl-C, SIGTERM
     and SIGHUP save and stop; --resume goes on.
 
     For example:

@@ -16,7 +16,7 @@ from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.data.seeds import seed_key
 from train import checkpoint
 from train.checkpoint import Checkpoints, write_json
-from train.evaluate import Result, Windows, greedy, hold, random, t_statistic
+from train.evaluate import Result, Windows, flat, greedy, random, t_statistic
 from train.hooks import Hook, RunInfo
 from train.hooks.broadcast import Broadcast
 from train.hooks.display import Display
@@ -283,7 +283,7 @@ class _Session:
         return {"windows": len(windows.starts)} | result.means()
 
     def _compare(self, env: PerpEnv, learner: Learner) -> None:
-        """Play best, final, `hold` and `random` on all validation windows; write evaluation.json and the table."""
+        """Play best, final, `flat` and `random` on all validation windows; write evaluation.json and the table."""
         config, policy = self.config, self.ppo.policy
         windows = Windows.of(env, jax.random.key(EVALUATION_SEED))
         learnt = {"final": (self.progress.steps, learner)}
@@ -296,7 +296,7 @@ class _Session:
         results = {
             name: windows.play(greedy(of_step, policy), single_carry(policy)) for name, (_, of_step) in learnt.items()
         }
-        results |= {name: windows.play(act(env)) for name, act in (("hold", hold), ("random", random))}
+        results |= {name: windows.play(act(env)) for name, act in (("flat", flat), ("random", random))}
         policies = {name: {"step": learnt[name][0]} if name in learnt else {} for name in results}
         policies = {name: policies[name] | _describe_result(result) for name, result in results.items()}
         bars = config.env.episode_length
