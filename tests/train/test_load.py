@@ -16,7 +16,7 @@ from perpjax.audit import path_sensitivity
 from perpjax.rollout import play_windows, window_starts
 from train import load_policy
 from train.checkpoint import list_steps, read
-from train.evaluate import evaluate
+from train.evaluate import measure_windows
 from train.ppo.config import Config
 from train.ppo.run import train
 
@@ -73,7 +73,7 @@ def test_it_plays_as_the_closing_table_says(run):
     best = load_policy(run)
     env = best.env("val")
     table = json.loads((run / "evaluation.json").read_text())["policies"]["best"]
-    result = evaluate(env, best, jax.random.key(0))
+    result = measure_windows(env, best, jax.random.key(0))
     np.testing.assert_allclose(result.returns, table["returns"], rtol=1e-5, atol=1e-7)
     assert table["trades"] > 0
     episode = play_windows(env, best, jax.random.key(0), window_starts(env))

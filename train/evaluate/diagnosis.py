@@ -49,9 +49,9 @@ _REFUSALS = {
 
 def ruined(record: Record) -> str | None:
     """An account that ended before its segment, or many liquidations."""
-    over = [account["name"] for account in record["accounts"] if account["ended"] == "ruin"]
+    over = [f"{a['name']} after {a['days']:.0f} days" for a in record["accounts"] if a["ended"] == "ruin"]
     if over:
-        return f"Ruin ended {', '.join(over)} after {min(a['days'] for a in record['accounts']):.0f} days."
+        return f"Ruin ended the account of {', '.join(over)}."
     exits = record["lots"].get("exits", {})
     share = exits.get("liquidated", 0) / max(1, record["lots"]["lots"])
     if share > 0.05:

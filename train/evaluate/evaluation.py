@@ -79,8 +79,6 @@ class Evaluation:
         Raises:
           OSError: it cannot be written.
         """
-        from train.report import write_report
-
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("equity", "trades", "candles"):
@@ -88,7 +86,6 @@ class Evaluation:
             pa.parquet.write_table(getattr(self, name), temporary, compression="zstd")
             temporary.replace(folder / f"{name}.parquet")
         write_json(folder / "evaluation.json", self.record)
-        write_report(folder)
         return folder
 
 

@@ -95,6 +95,8 @@ class RunArgs:
     """Steps between two evaluations on the validation split; 0 for none. Default: 20 evaluations a run."""
     checkpoint_every: Count | None = None
     """Steps between two checkpoints. Default: one every 5 minutes. Each new best on validation and the end have one."""
+    report: bool = True
+    """End with an evaluation on validation: every lot, its costs, report.html. `perpjax evaluate` has more."""
     tensorboard: bool = False
     """Write TensorBoard's files to the run folder, too (`pip install 'perpjax[tensorboard]'`)."""
 

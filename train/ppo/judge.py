@@ -7,6 +7,9 @@ from perpjax import PerpEnv
 from train.evaluate.evaluation import Evaluation, evaluate, read_traded
 from train.ppo.load import LoadedPolicy
 
+UNRELATED = ("run_dir", "report", "tensorboard", "checkpoint_every", "updates_per_chunk")
+"""Settings that change no policy."""
+
 
 def evaluate_policy(
     policy: LoadedPolicy,
@@ -45,5 +48,5 @@ def evaluate_policy(
 
 def hash_settings(policy: LoadedPolicy) -> str:
     """Return the SHA-256 of the settings of a run, its seed among them."""
-    settings = {name: x for name, x in policy.config.to_json().items() if name not in ("run_dir", "tensorboard")}
+    settings = {name: x for name, x in policy.config.to_json().items() if name not in UNRELATED}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -29,7 +29,8 @@ from train.policies import describe_policy, make_policy, single_carry
 from train.ppo.algorithm import PPO
 from train.ppo.config import Config
 from train.ppo.environment import make_env
-from train.ppo.load import check_features, choose_step, read_learner
+from train.ppo.judge import evaluate_policy
+from train.ppo.load import check_features, choose_step, load_policy, read_learner
 from train.record import (
     create_folder,
     describe_dataset,
@@ -159,7 +160,8 @@ class _Session:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
             self._compare(validation_env, state.learner)
-            hooks.on_end(self._last_words())
+            report = self._judge(validation_env) if config.report else ""
+            hooks.on_end(report + self._last_words())
 
     def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState) -> TrainState:
         """Compile, and run the updates up to the end or a signal; everything is saved afterwards."""
@@ -306,6 +308,19 @@ class _Session:
             self.folder / CLOSING,
             {"split": "val", "windows": len(windows.starts), "bars": bars, "policies": policies},
         )
+
+    def _judge(self, env: PerpEnv) -> str:
+        """Evaluate the best policy on validation, every lot of it; return the verdict. A failure is no end of a run."""
+        self.hooks.on_stage("replaying every lot")
+        which = "final" if self.progress.best is None else "best"
+        folder = self.folder / "evaluation-val"
+        try:
+            evaluation = evaluate_policy(load_policy(self.folder, which), "val", which, env=env, quick=True)
+            evaluation.save(folder)
+        except (ValueError, OSError) as error:
+            return f"no evaluation: {error}\n"
+        sentences = "\n".join(evaluation.record["verdict"])
+        return f"{sentences}\nreport: {folder / 'report.html'}\nmore of it: perpjax evaluate {shlex.quote(str(self.folder))}\n"
 
     def _last_words(self) -> str:
         if self._saved != self.progress.steps:
