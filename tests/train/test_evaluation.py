@@ -261,7 +261,8 @@ NOTHING = {
     "lots": {"lots": 40, "lots_a_week": 7.0, "mean_bars": 10.0, "long": 20, "exits": {"stopped": 40},
              "best_three_net": 300.0, "open_net": 0.0},
     "waterfall": {"gross": 3000.0, "slippage": -500.0, "fees": -500.0, "funding": 0.0, "net": 2000.0},
-    "round_trip": {"gross": 30.0, "cost": 10.0, "typical_cost": 12.0}, "verdicts": {"HOLD": 900, "ACCEPTED": 40},
+    "round_trip": {"gross": 30.0, "cost": 10.0, "funding": 0.0, "liquidation": 0.0, "typical_cost": 12.0},
+    "verdicts": {"HOLD": 900, "ACCEPTED": 40},
     "volume": {"median_share": 1e-4, "largest_share": 1e-3}, "random": {"place": 0.9},
     "actions": [{"feature": "rsi", "outside": 0.0}],
 }  # fmt: skip
@@ -283,6 +284,8 @@ CASES = [
      "A round trip costs 23.0 bp here, and its entries earn 4.0 bp before costs."),
     ("costs_exceed_edge", change(waterfall={"net": -5.0}, round_trip={"gross": -3.0, "cost": 23.0}),
      "Its entries lose 3.0 bp a round trip before costs"),
+    ("costs_exceed_edge", change(waterfall={"net": -5.0}, round_trip={"gross": 30.0, "cost": 23.0, "funding": 9.0}),
+     "earn 30.0 bp before costs: more than they cost, but funding takes 9.0 bp."),
     ("trades_too_much", change(lots={"lots_a_week": 90.0}, waterfall={"slippage": -2000.0}),
      "12.9 lots a day of 10.0 bars each, and fees and slippage take 83 % of the gross profit"),
     ("lives_on_few_lots", change(lots={"best_three_net": 2100.0}), "without the best three of 40 the profit of 2,000"),
@@ -313,7 +316,7 @@ def test_rules_are_silent_without_a_reason():
     assert diagnose(NOTHING) == [] and {rule for rule, *_ in CASES} == {rule.__name__ for rule in RULES}
     sentences = write_verdict(NOTHING | {"diagnosis": []})
     assert "gained 20.0 % (90 % interval -10.0 to +30.0 %)" in sentences[0]
-    assert "earn 30.0 bp each before costs and pay 10.0 bp" in sentences[1]
+    assert "earn 30.0 bp each before costs and pay 10.0 bp of fees and slippage." in sentences[1]
     assert "includes zero" in sentences[2] and "90 % of random traders" in sentences[2]
 
 

@@ -67,9 +67,18 @@ def costs_exceed_edge(record: Record) -> str | None:
     gross, cost = trip["gross"], trip["cost"]
     if gross <= 0:
         return f"Its entries lose {-gross:.1f} bp a round trip before costs, and a round trip costs {cost:.1f} bp more."
+    text = f"A round trip costs {cost:.1f} bp here, and its entries earn {gross:.1f} bp before costs"
     if gross < cost:
-        return f"A round trip costs {cost:.1f} bp here, and its entries earn {gross:.1f} bp before costs."
-    return None
+        return f"{text}."
+    return f"{text}: more than they cost, but funding{_liquidations(trip)} takes {_other(trip):.1f} bp."
+
+
+def _other(trip: dict[str, float]) -> float:
+    return trip["funding"] + trip["liquidation"]
+
+
+def _liquidations(trip: dict[str, float]) -> str:
+    return " with liquidations" if trip["liquidation"] > 0.1 else ""
 
 
 def trades_too_much(record: Record) -> str | None:
@@ -198,8 +207,10 @@ def _tell_reason(record: Record) -> str:
     reasons = [x["text"] for x in record["diagnosis"]]
     if record["lots"]["lots"] and (record["waterfall"]["net"] > 0 or not reasons):
         trip, lots = record["round_trip"], record["lots"]
-        earned = f"earn {trip['gross']:.1f} bp each before costs and pay {trip['cost']:.1f} bp"
-        return f"Its {lots['lots']:,} round trips {earned}."
+        earned = f"earn {trip['gross']:.1f} bp each before costs and pay {trip['cost']:.1f} bp of fees and slippage"
+        other = _other(trip)
+        funding = f", and {'pay' if other > 0 else 'receive'} {abs(other):.1f} bp of funding{_liquidations(trip)}"
+        return f"Its {lots['lots']:,} round trips {earned}{funding if abs(other) >= 0.1 else ''}."
     return reasons[0] if reasons else "No rule of the diagnosis speaks."
 
 

@@ -154,12 +154,19 @@ def measure_lots(lots: pa.Table, days: float) -> dict[str, Any]:
 
 
 def measure_round_trips(lots: pa.Table) -> dict[str, float]:
-    """Return the mean gross profit and the mean costs of a lot, in basis points of its notional; empty without one."""
+    """Return the way of a mean lot, in basis points of its notional; empty without one.
+
+    `gross` is before everything, `cost` is slippage, gap losses and fees, `funding` is paid if positive, and
+    `liquidation` is forfeited less forgiven.
+    """
     notional = float(pc.sum(lots["notional"]).as_py() or 0.0)
     if not notional > 0:
         return {}
-    gross, net = (float(pc.sum(lots[name]).as_py()) for name in ("gross", "net"))
-    return {"gross": 1e4 * gross / notional, "cost": 1e4 * (gross - net) / notional}
+    total = {name: 1e4 * float(pc.sum(lots[name]).as_py()) / notional for name in ("gross", *COSTS)}
+    return {
+        "gross": total["gross"], "cost": total["slippage"] + total["gap_losses"] + total["fees"],
+        "funding": total["funding"], "liquidation": total["forfeited"] - total["forgiven"],
+    }  # fmt: skip
 
 
 def make_waterfall(lots: pa.Table) -> dict[str, float]:

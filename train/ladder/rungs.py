@@ -25,7 +25,7 @@ from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.data.synthetic import SignalParameters
 from perpjax.data.synthetic_noise import YEAR_BARS
-from train.evaluate import Result, measure_windows, greedy, random
+from train.evaluate import Result, greedy, measure_windows, random
 from train.ladder.markets import Pair, leaking_features, synthetic_pair, trap_pair
 from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
 from train.policies import single_carry

@@ -320,7 +320,8 @@ class _Session:
         except (ValueError, OSError) as error:
             return f"no evaluation: {error}\n"
         sentences = "\n".join(evaluation.record["verdict"])
-        return f"{sentences}\nreport: {folder / 'report.html'}\nmore of it: perpjax evaluate {shlex.quote(str(self.folder))}\n"
+        more = f"more of it: perpjax evaluate {shlex.quote(str(self.folder))}"
+        return f"{sentences}\nreport: {folder / 'report.html'}\n{more}\n"
 
     def _last_words(self) -> str:
         if self._saved != self.progress.steps:
