@@ -93,19 +93,22 @@ def _other_reasons(record: dict[str, Any]) -> list[str]:
     return [x["text"] for x in record["diagnosis"] if x["text"] not in record["verdict"]]
 
 
+_CAPTION = "fall: the deepest from a peak. less it: sum of the daily differences, with its 90 % interval."
+
+
 def _tabulate(record: dict[str, Any]) -> Table:
     split = f", {record['data']['split']} split" if record["data"]["split"] else ""
     title = f"{record['policy']['name']}{split} of {record['data']['dataset']}"
-    table = Table(title=Text(clean(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("account", min_width=20)
-    for name in ("return %", "fall %", "Sharpe", "lots", "policy less it %"):
+    table = Table(title=Text(clean(title)), title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("account", no_wrap=True)
+    for name in ("return %", "fall %", "Sharpe", "lots", "less it %"):
         table.add_column(name, justify="right", no_wrap=True)
     overall = record["overall"]
     error = f" ± {overall['sharpe_error']:.1f}" if "sharpe_error" in overall else ""
     table.add_row("policy", *_figures(overall, record["lots"]["lots"], error), "", style="bold")
     for baseline in record["baselines"]:
         row = _figures(baseline, baseline["lots"])
-        table.add_row(Text(clean(baseline["title"])), *row, _tell_difference(baseline))
+        table.add_row(Text(clean(baseline["name"])), *row, _tell_difference(baseline))
     random = record["random"]
     if "place" in random:
         mean = sum(random["returns"]) / len(random["returns"])

@@ -30,7 +30,7 @@ FAST, SLOW = 96, 384
 """Spans of the EMA trend, bars: one day and four."""
 CHUNK = 1024
 """Bars of one call of the compiled program. Accounts of any length share it."""
-NEVER = "the policy never trades"
+NEVER, QUICK = "the policy never trades", "left out of a quick evaluation"
 END, RUIN, POLICY_RUIN = "the segment's end", "ruin", "the policy's ruin"
 """The ways in which an account of a baseline ends. After its own ruin the equity stays the same."""
 
@@ -95,7 +95,9 @@ class Habits(NamedTuple):
     """Total notional over total margin of all lots."""
 
 
-def play_baselines(played: Sequence[Played], lots: pa.Table, draws: int = 200, seed: int = 0) -> Rivals:
+def play_baselines(
+    played: Sequence[Played], lots: pa.Table, draws: int = 200, seed: int = 0, *, quick: bool = False
+) -> Rivals:
     """Play the baselines and the random draws on the bars of a policy.
 
     EMA trend, funding carry and the draws hold one lot at a time, with the policy's mean notional while in the market.
@@ -106,12 +108,15 @@ def play_baselines(played: Sequence[Played], lots: pa.Table, draws: int = 200, s
       lots: of these accounts, see `train.evaluate.lots.find_lots`.
       draws: number of random accounts.
       seed: of the draws.
+      quick: without those that trade inside the environment.
     """
     habits = find_habits(played, lots)
     baselines = [_stay_flat(played), _follow_market(played), _buy_and_hold(played, 1.0, "buy and hold", "")]
     if habits and habits.exposure:
-        name, why = "buy and hold at the policy's notional", ", the policy's mean over all its bars"
+        name, why = "hold its mean notional", ", the policy's mean over all its bars"
         baselines.append(_buy_and_hold(played, habits.exposure, name, why))
+    if quick:
+        return Rivals(baselines, QUICK)
     params = played[0].env.params
     notional = min(habits.notional if habits else 1.0, float(params.max_exposure) * float(params.max_leverage))
     order = _encode_order(params, notional, habits.leverage if habits else 1.0)

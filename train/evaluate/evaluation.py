@@ -22,7 +22,7 @@ from perpjax.rules.orders import Verdict
 from perpjax.vec import Env, unwrapped
 from train.checkpoint import write_json
 from train.evaluate.account import Played, play_account
-from train.evaluate.baselines import RandomDraws, play_baselines, play_random
+from train.evaluate.baselines import QUICK, Baseline, RandomDraws, Rivals, find_place, play_baselines
 from train.evaluate.bootstrap import find_interval, resample_days, sum_up
 from train.evaluate.diagnosis import diagnose, write_verdict
 from train.evaluate.lots import Agreement, find_lots
@@ -47,7 +47,7 @@ SECRET = ("trials", "sha256")
 """Parts of the record that its hash leaves out."""
 AGREED = 1e-5
 """Largest difference of simulator and twin, as a fraction of the initial equity."""
-QUICK, SHORT = "left out of a quick evaluation", "the segments are too short"
+SHORT = "the segments are too short"
 FAR = 6.0
 """Standard deviations of the training split beyond which a feature is unknown to a policy."""
 Traded = dict[str, tuple[Int[np.ndarray, "bars"], Float[np.ndarray, "bars"]]]
@@ -123,9 +123,8 @@ def evaluate(
     record |= _describe_data(env, played, dataset, split)
     times, curve = combine_curves([Curve(a.symbol, a.times(), a.states.equity) for a in played])
     returns, dates = daily_returns(times, curve), utc_days(times)
-    baselines = play_baselines(played, lots, seed, quick)
-    draws, windows, stresses = _play_others(env, act, key, played, lots, seed, quick)
-    market = _combine(played, next(b.equity for b in baselines if b.name == "market"))
+    rivals, windows, stresses = _play_others(env, act, key, played, lots, seed, quick)
+    market = _combine(played, next(b.curves for b in rivals.baselines if b.name == "market"))
     days = (times[-1] - times[0]) / 86_400_000
     record |= {
         "accounts": [_describe_account(a) for a in played],
@@ -141,8 +140,8 @@ def evaluate(
         "volume": _measure_volume(lots, traded),
         "twin": _describe_twin(played, lots, agreements),
         "windows": windows,
-        "baselines": [_describe_baseline(b, played, returns) for b in baselines],
-        "random": _describe_random(draws, played, float(curve[-1] - 1)),
+        "baselines": [_describe_baseline(b, played, returns) for b in rivals.baselines],
+        "random": _describe_random(rivals.random, played, float(curve[-1] - 1)),
         **stresses,
         "arithmetic": cost_arithmetic(lots),
         "latency": _measure_latency(lots, env.market.candles_per_bar),
@@ -156,22 +155,18 @@ def evaluate(
 
 def _play_others(
     env: PerpEnv, act: Act, key: Any, played: Sequence[Played], lots: pa.Table, seed: int, quick: bool
-) -> tuple[RandomDraws | str, dict[str, Any], dict[str, Any]]:
-    """Random draws, windows, stresses with shifted starts: programs of their own, compiled at the same time."""
+) -> tuple[Rivals, dict[str, Any], dict[str, Any]]:
+    """Baselines, windows, stresses with shifted starts: programs of their own, compiled at the same time."""
     if quick:
         absent = {"absent": QUICK}
-        return QUICK, absent, {"stresses": [], "shifted": absent}
+        return play_baselines(played, lots, seed=seed, quick=True), absent, {"stresses": [], "shifted": absent}
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        draws = threads.submit(play_random, played, lots, seed=seed)
+        rivals = threads.submit(play_baselines, played, lots, seed=seed)
         windows = threads.submit(_play_windows, env, act, key)
-        stresses = threads.submit(play_stresses, env, act, key)
-        found, shifted = stresses.result()
+        found, shifted = play_stresses(env, act, key)
         later = {"bars": shifted.bars, "returns": shifted.returns.tolist()} if shifted else {"absent": SHORT}
-        return (
-            draws.result(),
-            windows.result(),
-            {"stresses": [_describe_stress(x, played) for x in found], "shifted": later},
-        )
+        stresses = {"stresses": [_describe_stress(x, played) for x in found], "shifted": later}
+        return rivals.result(), windows.result(), stresses
 
 
 def hash_record(record: dict[str, Any]) -> str:
@@ -244,8 +239,8 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     return {"difference": float(np.sum(ours - theirs)), "interval": find_interval(sum_up, ours - theirs)}
 
 
-def _describe_baseline(baseline: Any, played: Sequence[Played], returns: np.ndarray) -> dict[str, Any]:
-    curve, times = _combine(played, baseline.equity), _times(played)
+def _describe_baseline(baseline: Baseline, played: Sequence[Played], returns: np.ndarray) -> dict[str, Any]:
+    curve, times = _combine(played, baseline.curves), _times(played)
     daily = daily_returns(times, curve)
     found: dict[str, Any] = {
         "name": baseline.name, "title": baseline.title, "return": float(curve[-1] - 1),
@@ -264,9 +259,11 @@ def _times(played: Sequence[Played]) -> Int[np.ndarray, "times"]:
 def _describe_random(draws: RandomDraws | str, played: Sequence[Played], ours: float) -> dict[str, Any]:
     if isinstance(draws, str):
         return {"absent": draws}
-    whole = draws.combine([a.symbol for a in played])
-    place = np.mean(whole < ours) + np.mean(whole == ours) / 2
-    return {"returns": whole.tolist(), "place": float(place)}
+    symbols = [account.symbol for account in played]
+    parts = [np.prod([closes[:, -1] / closes[:, 0] for closes, of in zip(draws.closes, symbols, strict=True)
+                      if of == symbol], axis=0) for symbol in dict.fromkeys(symbols)]  # fmt: skip
+    returns = np.mean(parts, axis=0) - 1  # as `combine_curves`
+    return {"returns": returns.tolist(), "place": find_place(returns, ours)}
 
 
 def _describe_stress(stress: Stress, played: Sequence[Played]) -> dict[str, Any]:

@@ -149,6 +149,10 @@ class MachineArgs:
     """Most updates between two reports to the host. Default: as many as take a second, at most 64."""
 
 
+LATER = ("report",)
+"""Settings that came after the first config.json."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(MachineArgs, PPOArgs, NetworkArgs, RunArgs):
     """All settings of a run, checked.
@@ -257,12 +261,13 @@ class Config(MachineArgs, PPOArgs, NetworkArgs, RunArgs):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """Return the settings of a config.json.
+        """Return the settings of a config.json. An older one lacks those of `LATER`, which then have their defaults.
 
         Raises:
           ValueError: a setting is unknown, missing or wrong.
         """
         known = {f.name for f in dataclasses.fields(cls)}
+        values = {f.name: f.default for f in dataclasses.fields(cls) if f.name in LATER} | values
         if odd := sorted(known ^ set(values)):
             raise ValueError(f"{odd[0]} is {'an unknown' if odd[0] in values else 'a missing'} setting")
         try:
