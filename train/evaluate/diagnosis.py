@@ -35,9 +35,10 @@ def never_trades(record: Record) -> str | None:
         return text + "."
     lots = record["round_trip"]["explored_lots"]
     verb = f"earn {explored:.1f} bp" if explored >= 0 else f"lose {-explored:.1f} bp"
-    return f"{text}, and the entries that it draws when it explores {verb} before costs ({lots:,} lots): " + (
-        "too little to pay for." if explored < cost else "more than they cost, so training has stopped too early."
-    )
+    drawn = f"the entries that it draws when it explores {verb} before costs ({lots:,} lots)"
+    if explored <= 0:
+        return f"{text}, and {drawn}: there is no edge to pay for."
+    return f"{text}, and {drawn}: {'too little' if explored < cost else 'enough, so it stopped learning too early'}."
 
 
 _REFUSALS = {

@@ -41,6 +41,7 @@ from train.evaluate.measures import (
 )
 from train.evaluate.stresses import Stress, cost_arithmetic, first_moves, play_stresses
 from train.evaluate.windows import Windows
+from train.report import write_report
 
 FORMAT = 1
 SECRET = ("trials", "sha256")
@@ -86,6 +87,7 @@ class Evaluation:
             pa.parquet.write_table(getattr(self, name), temporary, compression="zstd")
             temporary.replace(folder / f"{name}.parquet")
         write_json(folder / "evaluation.json", self.record)
+        write_report(folder)
         return folder
 
 
