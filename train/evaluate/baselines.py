@@ -113,7 +113,7 @@ def play_baselines(
     habits = find_habits(played, lots)
     baselines = [_stay_flat(played), _follow_market(played), _buy_and_hold(played, 1.0, "buy and hold", "")]
     if habits and habits.exposure:
-        name, why = "hold its mean notional", ", the policy's mean over all its bars"
+        name, why = "hold its mean size", ", the policy's mean over all its bars"
         baselines.append(_buy_and_hold(played, habits.exposure, name, why))
     if quick:
         return Rivals(baselines, QUICK)
