@@ -131,7 +131,7 @@ def play_baselines(
             Baseline(
                 name,
                 f"{rule} at {notional:.2f} x equity",
-                tuple(play.equity[row].astype(np.float64) for play in plays),
+                tuple(play.curves[row] for play in plays),
                 int(sum(play.opened[row] for play in plays)),
                 tuple(RUIN if play.ruined[row] else _end(a) for play, a in zip(plays, played, strict=True)),
             )
@@ -412,10 +412,13 @@ def _encode_order(params: EnvParams, notional: float, leverage: float) -> Float[
 
 
 class _Play(NamedTuple):
-    equity: Float[np.ndarray, "accounts rows"]
-    """float32."""
-    opened: Int[np.ndarray, "accounts"]
-    ruined: Bool[np.ndarray, "accounts"]
+    curves: Float[np.ndarray, "2 rows"]
+    """Equity of the first two schedules, after each bar."""
+    closes: Float[np.ndarray, "draws days"]
+    """Equity of the others, at the closes of the days: all their bars would be 28 MB a year."""
+    times: Int[np.ndarray, "days"]
+    opened: Int[np.ndarray, "n"]
+    ruined: Bool[np.ndarray, "n"]
 
 
 def _play_schedules(account: Played, order: Float[np.ndarray, "5"], schedules: Int[np.ndarray, "n steps"]) -> _Play:
@@ -434,7 +437,17 @@ def _play_schedules(account: Played, order: Float[np.ndarray, "5"], schedules: I
         parts.append(np.asarray(equity)[:bars])
     state, _ = loop
     opened, ruined = np.asarray(state.account.ledger.opened), np.asarray(state.terminated)
-    return _Play(np.concatenate(parts).T, opened, ruined)
+    equity, times = np.concatenate(parts), account.times()
+    kept = _day_closes(times)
+    curves, closes = equity[:, :2].T.astype(np.float64), equity[kept, 2:].T.astype(np.float64)
+    return _Play(curves, closes, times[kept], opened, ruined)
+
+
+def _day_closes(times: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "days"]:
+    """The first row, and the last one of each UTC day: those of `measures.daily_returns`."""
+    day = (times - 1) // DAY_MS  # the value at midnight closes the day before
+    last = np.append(np.flatnonzero(np.diff(day)), len(day) - 1)
+    return np.concatenate([[0], last[last > 0]])
 
 
 Loop = tuple[State, Int[Array, "n"]]
@@ -471,15 +484,13 @@ def _play_chunk(
 
 
 def _gather_draws(played: Sequence[Played], plays: Sequence[_Play]) -> RandomDraws:
-    returns = np.mean([play.equity[2:, -1].astype(np.float64) / play.equity[2:, 0] - 1 for play in plays], axis=0)
+    returns = np.mean([play.closes[:, -1] / play.closes[:, 0] - 1 for play in plays], axis=0)
     own = float(np.mean([float(a.states.equity[-1]) / _initial(a) - 1 for a in played]))
-    times, closes = [], []
-    for account, play in zip(played, plays, strict=True):
-        stamps = account.times()
-        day = (stamps - 1) // DAY_MS  # the value at midnight closes the day before
-        last = np.append(np.flatnonzero(np.diff(day)), len(day) - 1)
-        kept = np.concatenate([[0], last[last > 0]])
-        times.append(stamps[kept])
-        closes.append(play.equity[2:, kept].astype(np.float64))
-    lots = np.sum([play.opened[2:] for play in plays], axis=0)
-    return RandomDraws(returns, own, find_place(returns, own), lots, tuple(times), tuple(closes))
+    return RandomDraws(
+        returns,
+        own,
+        find_place(returns, own),
+        lots=np.sum([play.opened[2:] for play in plays], axis=0),
+        times=tuple(play.times for play in plays),
+        closes=tuple(play.closes for play in plays),
+    )
