@@ -12,6 +12,7 @@ from perpjax import EnvConfig, EnvParams, PerpEnv
 from perpjax.data.markets import concatenate_markets
 from perpjax.instrument import Instrument
 from perpjax.market import Market, Origin, Segments
+from train.evaluate import lots as lot_rows
 from train.evaluate.account import Played, play_account
 from train.evaluate.baselines import (
     END,
@@ -28,9 +29,13 @@ from train.evaluate.baselines import (
     schedule_carry,
     schedule_trend,
 )
-from train.evaluate.lots import find_lots
 from train.evaluate.measures import daily_returns
 from train.evaluate.windows import flat
+
+
+def find_lots(played):
+    return lot_rows.find_lots(played)[0]
+
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

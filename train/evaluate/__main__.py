@@ -99,7 +99,14 @@ _CAPTION = "fall: the deepest from a peak. less it: sum of the daily differences
 def _tabulate(record: dict[str, Any]) -> Table:
     split = f", {record['data']['split']} split" if record["data"]["split"] else ""
     title = f"{record['policy']['name']}{split} of {record['data']['dataset']}"
-    table = Table(title=Text(clean(title)), title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(clean(title)),
+        title_justify="left",
+        caption=_CAPTION,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("account", no_wrap=True)
     for name in ("return %", "fall %", "Sharpe", "lots", "less it %"):
         table.add_column(name, justify="right", no_wrap=True)
