@@ -17,16 +17,17 @@ from perpjax.vec import AutoReset, VecEnv
 __version__ = "0.1.0"
 
 __all__ = [
-    "Account", "AutoReset", "Bar", "EnvConfig", "EnvParams", "Instrument", "Ledger", "Lots", "Market", "Order",
-    "PerpEnv", "Segments", "State", "VecEnv", "Verdict", "build_market", "concatenate_markets", "load_market",
-    "load_policy", "review", "slice_market",
+    "Account", "AutoReset", "Bar", "EnvConfig", "EnvParams", "Evaluation", "Instrument", "Ledger", "Lots", "Market",
+    "Order", "PerpEnv", "Segments", "State", "VecEnv", "Verdict", "build_market", "concatenate_markets", "evaluate",
+    "load_market", "load_policy", "review", "slice_market",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the trainer's functions when they are asked for, even where a `train.py` of the user's shadows `train`."""
-    if name != "load_policy":
+    modules = {"load_policy": "ppo.load", "evaluate": "evaluate.evaluation", "Evaluation": "evaluate.evaluation"}
+    if name not in modules:
         raise AttributeError(f"module 'perpjax' has no attribute {name!r}")
     from perpjax._trainer import import_train
 
-    return import_train("ppo.load").load_policy
+    return getattr(import_train(modules[name]), name)

@@ -13,6 +13,8 @@ FORMAT = 1
 """Version of config.json that is read here."""
 CONFIG, METRICS, EVALUATIONS, CLOSING = "config.json", "metrics.jsonl", "evaluations.jsonl", "evaluation.json"
 CHECKPOINTS = "checkpoints"
+FORMER_NAMES = {"hold": "flat"}
+"""Names of policies in the files of older runs, and the names now."""
 LATEST = "latest"
 """Link to the newest run, beside the runs. Without links in the file system it is a file with the name."""
 
@@ -83,9 +85,11 @@ class Run:
         """
         closing = _read_object(self.path / CLOSING)
         if closing is not None:
-            for name, figures in read_part(closing, "policies", self.path / CLOSING).items():
+            policies = read_part(closing, "policies", self.path / CLOSING)
+            for name, figures in policies.items():
                 if not isinstance(figures, dict):
                     raise ValueError(f"{clean(self.path / CLOSING)}: policy {clean(name)} is not a JSON object")
+            closing["policies"] = {FORMER_NAMES.get(name, name): figures for name, figures in policies.items()}
         return closing
 
     def checkpoint_steps(self) -> list[int]:

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from perpjax.audit.agreement import Seen, lead, take_over, twin_market, twin_params
 from perpjax.data.markets import to_device
@@ -33,6 +35,17 @@ class LotLife:
     """The reason, the candle, the fill and the money of its end."""
 
 
+class Replay(NamedTuple):
+    """The twin's account of an episode, up to the first disagreement with the simulator."""
+
+    lives: list[LotLife]
+    """In the order of their opening."""
+    equity: Float[np.ndarray, "states"]
+    """The twin's, after each step on which both agree; first that of the first state."""
+    disagreement: str
+    """The first one, with its bar; empty if there is none."""
+
+
 def replay_lots(env: PerpEnv, states: Sequence[State], actions: Sequence[ArrayLike]) -> list[LotLife]:
     """Replay steps of the simulator in the float64 twin, and record every lot that was held or opened.
 
@@ -52,14 +65,20 @@ def replay_lots(env: PerpEnv, states: Sequence[State], actions: Sequence[ArrayLi
         if np.ndim(state.t):
             raise ValueError(f"a state of {np.shape(state.t)} environments; give states of one, see VecEnv.one")
     told = jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(s.replace(key=None)) for s in states))
-    return replay_states(env, told, actions)
+    replay = replay_states(env, told, actions)
+    if replay.disagreement:
+        raise ValueError(f"the float64 twin and the simulator disagree in {replay.disagreement}")
+    return replay.lives
 
 
-def replay_states(env: PerpEnv, told: State, actions: Sequence[ArrayLike]) -> list[LotLife]:
-    """Replay as `replay_lots`, from states in one tree.
+def replay_states(env: PerpEnv, told: State, actions: Sequence[ArrayLike]) -> Replay:
+    """Replay as `replay_lots`, from states in one tree. A disagreement ends the replay and is no error.
 
     Args:
       told: NumPy arrays [steps + 1, ...], by row, without a key.
+
+    Raises:
+      ValueError: if the states are not consecutive.
     """
     _check_clock(told)
     # The twin gets the bars of these states and one more before: a whole market would take longer than the replay.
@@ -74,10 +93,13 @@ def replay_states(env: PerpEnv, told: State, actions: Sequence[ArrayLike]) -> li
         if lot
     }
     lives = sorted(held.values(), key=lambda life: life.entry_bar)
+    equity, disagreement = [float(twin.state.equity)], ""
     chosen = [np.asarray(check_action(action, env.config)) for action in actions]
     for bar, why in enumerate(lead(twin, seen, chosen), start):
         if why:
-            raise ValueError(f"the float64 twin and the simulator disagree in bar {bar}: {why}")
+            disagreement = f"bar {bar}: {why}"
+            break
+        equity.append(float(twin.state.equity))
         # Exits come first: a lot may take a slot that another lot left in this bar.
         present = [(x.slot, x.lot, x) for x in twin.state.exits]
         present += [(slot, lot, None) for slot, lot in enumerate(twin.state.lots) if lot]
@@ -90,7 +112,7 @@ def replay_states(env: PerpEnv, told: State, actions: Sequence[ArrayLike]) -> li
             if end:
                 life.exit_bar, life.exit = bar, end
                 del held[slot]
-    return lives
+    return Replay(lives, np.asarray(equity), disagreement)
 
 
 def _check_clock(states: State) -> None:

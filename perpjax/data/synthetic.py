@@ -34,7 +34,7 @@ default market alone.
     causal (ridge on core features)    0 - 5        36     14.1    4.7    17.9              0.75
                                        0             6     12.1    3.2     9.2              0.68
     random (uniform multi_discrete)    0 - 5        36     -9.6    2.1   -27.8             -0.51
-    hold                               any                  0.0    0.0
+    flat                               any                  0.0    0.0
 
 That is far more than any real market pays. A validation split has six such windows. Only a signal this strong is
 learnt with t >= 3 in them.

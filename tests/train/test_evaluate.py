@@ -13,7 +13,7 @@ from rich.console import Console
 from perpjax import AutoReset, EnvConfig, EnvParams, PerpEnv, State, VecEnv, concatenate_markets
 from perpjax.rollout import play_windows
 from perpjax.rules.orders import MULTI_DISCRETE, hold_action
-from train.evaluate import Result, evaluate, hold, random, t_statistic, window_starts
+from train.evaluate import Result, flat, measure_windows, random, t_statistic, window_starts
 from train.table import make_table
 
 LENGTH = 24
@@ -30,8 +30,8 @@ def env() -> PerpEnv:
     return PerpEnv(crash_market(bars=673 + 10 * LENGTH + 7), WILD, CONFIG)
 
 
-def test_hold_is_exactly_nothing(env):
-    result = evaluate(env, hold(env), jax.random.key(0))
+def test_flat_is_exactly_nothing(env):
+    result = measure_windows(env, flat(env), jax.random.key(0))
     assert set(map(len, result)) == {10}
     for name, x in result._asdict().items():
         np.testing.assert_array_equal(x, 0.0, err_msg=name)
@@ -46,7 +46,7 @@ def test_windows_are_rows(env):
 
 def test_random_is_seeded(env):
     act = jax.tree_util.Partial(random(env))
-    first, again, other = (evaluate(env, act, jax.random.key(seed)) for seed in (3, 3, 4))
+    first, again, other = (measure_windows(env, act, jax.random.key(seed)) for seed in (3, 3, 4))
     for name, a, b, c in zip(Result._fields, first, again, other, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
         assert name == "liquidations" or not np.array_equal(a, c), name
@@ -76,16 +76,16 @@ def test_each_window_has_its_own_memory(env):
 
 def test_wrappers_are_left_out(env):
     act = jax.tree_util.Partial(random(env))
-    plain = evaluate(env, act, jax.random.key(3))
+    plain = measure_windows(env, act, jax.random.key(3))
     for wrapped in (AutoReset(env), VecEnv(AutoReset(env))):
         np.testing.assert_array_equal(window_starts(wrapped), window_starts(env))
-        for a, b in zip(plain, evaluate(wrapped, act, jax.random.key(3)), strict=True):
+        for a, b in zip(plain, measure_windows(wrapped, act, jax.random.key(3)), strict=True):
             np.testing.assert_array_equal(a, b)
         drawn, same = (random(e)(jax.random.key(1), None, ())[0] for e in (wrapped, env))
         assert drawn.tolist() == same.tolist()
-        assert hold(wrapped)(None, None, ())[0].tolist() == hold(env)(None, None, ())[0].tolist()
+        assert flat(wrapped)(None, None, ())[0].tolist() == flat(env)(None, None, ())[0].tolist()
         with pytest.raises(ValueError, match="start = 3 is not a bar"):
-            evaluate(wrapped, act, jax.random.key(3), np.array([3]))
+            measure_windows(wrapped, act, jax.random.key(3), np.array([3]))
 
 
 # Windows.
@@ -141,14 +141,14 @@ def result_of(*returns: float) -> Result:
 )
 def test_the_table_shows_a_dash_for_a_t_without_a_value(returns, cells, against, capsys):
     nothing = [0.0] * len(returns)
-    results = {"final": result_of(*returns), "hold": result_of(*nothing), "random": result_of(*nothing)}
+    results = {"final": result_of(*returns), "flat": result_of(*nothing), "random": result_of(*nothing)}
     Console(width=100).print(make_table(results, "title"))
     out = capsys.readouterr().out
     rows = {
         row[0]: row[1:4] for row in ([x.strip() for x in line.split("│")[1:-1]] for line in out.splitlines()) if row
     }
     assert rows["final"] == cells
-    assert rows["hold"][2] == rows["random"][2] == "-"
+    assert rows["flat"][2] == rows["random"][2] == "-"
     assert f"final against random: {against}." in " ".join(out.split()) and "nan" not in out
     assert "chosen on this split" not in out
     Console(width=100).print(make_table({"best": result_of(*returns)} | results, "title"))
@@ -212,7 +212,7 @@ def test_statistics_equal_a_plain_loop(env):
     """Also where an episode is ruined early: what it had then is kept, whatever the next episode in its place does."""
     table, act = scripted(env, 0)
     starts = window_starts(env)
-    result = evaluate(env, act, jax.random.key(0))
+    result = measure_windows(env, act, jax.random.key(0))
     expected = [follow_by_hand(env, table[s : s + LENGTH], int(s)) for s in starts]
     for name, x in result._asdict().items():
         np.testing.assert_allclose(x, [e[name] for e in expected], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -227,7 +227,7 @@ def test_given_starts_are_played_as_given(env):
     table, act = scripted(env, 1)
     last = int(env.market.segments.last[0])
     starts = np.array([900, 674, 675, last - 3, last])
-    result = evaluate(env, act, jax.random.key(0), starts)
+    result = measure_windows(env, act, jax.random.key(0), starts)
     expected = [follow_by_hand(env, table[s : s + LENGTH], int(s)) for s in starts]
     for name, x in result._asdict().items():
         np.testing.assert_allclose(x, [e[name] for e in expected], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -237,7 +237,7 @@ def test_a_start_outside_the_market_is_an_error(env):
     """`reset` says so of a concrete bar; inside the compiled evaluation it could only clip it, and play another one."""
     for start in (0, 672, env.market.num_bars, 10**6):
         with pytest.raises(ValueError, match=str(start)):
-            evaluate(env, hold(env), jax.random.key(0), np.array([700, start]))
+            measure_windows(env, flat(env), jax.random.key(0), np.array([700, start]))
 
 
 def test_ruin_in_the_first_bar_is_not_forgotten():
@@ -247,7 +247,7 @@ def test_ruin_in_the_first_bar_is_not_forgotten():
     env = PerpEnv(market, EnvParams(**{k: 0.0 for k in ("taker_fee", "slippage_base", "slippage_atr", "stop_depth")},
                                     ruin_fraction=0.95), EnvConfig(max_lots=3, episode_length=6))  # fmt: skip
     act = jax.tree_util.Partial(lambda key, state, carry: (jnp.asarray(order(1, stop=3.0)), carry))
-    result = evaluate(env, act, jax.random.key(0))
+    result = measure_windows(env, act, jax.random.key(0))
     # The first window loses its one margin: 9000 / 10 000 - 1 = -10 %, at or below 95 %: over. The other one opens a
     # lot in each of its first bars (an exposure of 10 % has room for one only) and moves nowhere.
     np.testing.assert_allclose(result.returns, [-0.1, 0], atol=1e-7)

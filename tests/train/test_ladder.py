@@ -14,7 +14,7 @@ from perpjax import AutoReset, EnvConfig, PerpEnv, VecEnv
 from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.rules.orders import Verdict as OrderVerdict
-from train.evaluate import evaluate
+from train.evaluate import measure_windows
 from train.ladder.__main__ import main
 from train.ladder.climb import Settings, choose_rungs, climb, read_runs
 from train.ladder.faults import StaleObservations, bootstrap_ruin, plant
@@ -58,11 +58,11 @@ def test_thresholds_trade_as_they_say(hand_env):
     # Enters long at bar 2 (2 > 1) at 1000, holds bar 3 (1 is not under 0.5), closes at bar 4 (0 < 0.5) at 1010:
     # 10 ticks of 10 quote on 10 000. At bar 5 the estimate is not beyond 1, and nothing happens.
     estimate = np.array([0, 0, 2, 1, 0, 1, 0, 0, 0.0])
-    result = evaluate(hand_env, follow(estimate, 1.0, 0.5), KEY, np.array([1]))
+    result = measure_windows(hand_env, follow(estimate, 1.0, 0.5), KEY, np.array([1]))
     np.testing.assert_allclose(result.returns, [0.01], rtol=1e-6)
     np.testing.assert_array_equal(result.trades, [1])
     # Mirrored, it is short in the same bars and loses as much.
-    result = evaluate(hand_env, follow(-estimate, 1.0, 0.5), KEY, np.array([1]))
+    result = measure_windows(hand_env, follow(-estimate, 1.0, 0.5), KEY, np.array([1]))
     np.testing.assert_allclose(result.returns, [-0.01], rtol=1e-6)
 
 
@@ -139,7 +139,7 @@ def test_the_trap_market_does_what_it_says():
     assert small.account.ledger.verdicts[:, OrderVerdict.BELOW_MINIMUM].all() and not small.reward.any()
 
     # In whole episodes, staying out of traps is the better policy, though each trap pays.
-    safe, greedy = (evaluate(env, follow(np.append(x, 0), 0.5, 0.5), KEY) for x in (gift, gift + trap))
+    safe, greedy = (measure_windows(env, follow(np.append(x, 0), 0.5, 0.5), KEY) for x in (gift, gift + trap))
     assert np.log1p(safe.returns).mean() > np.log1p(greedy.returns).mean()
     ruined = [(r.returns <= config.params.ruin_fraction - 1).mean() for r in (safe, greedy)]
     assert ruined[0] == 0 and ruined[1] > 0.4

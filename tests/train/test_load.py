@@ -16,7 +16,7 @@ from perpjax.audit import path_sensitivity
 from perpjax.rollout import play_windows, window_starts
 from train import load_policy
 from train.checkpoint import list_steps, read
-from train.evaluate import evaluate
+from train.evaluate import measure_windows
 from train.ppo.config import Config
 from train.ppo.run import train
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory) -> pathlib.Path:
     """A run of six updates with three looks at validation; learning is fast, so the first look is no accident."""
     config = Config(
         num_envs=32, num_steps=8, total_steps=32 * 8 * 6, hidden=(8,), dataset=DATA, evaluate_every=32 * 8 * 2,
-        checkpoint_every=32 * 8, run_dir=tmp_path_factory.mktemp("load") / "run", learning_rate=0.01,
+        checkpoint_every=32 * 8, run_dir=tmp_path_factory.mktemp("load") / "run", learning_rate=0.01, report=False,
         env=perpjax.EnvConfig(max_lots=2, episode_length=96),
     )  # fmt: skip
     return train(config).path
@@ -73,7 +73,7 @@ def test_it_plays_as_the_closing_table_says(run):
     best = load_policy(run)
     env = best.env("val")
     table = json.loads((run / "evaluation.json").read_text())["policies"]["best"]
-    result = evaluate(env, best, jax.random.key(0))
+    result = measure_windows(env, best, jax.random.key(0))
     np.testing.assert_allclose(result.returns, table["returns"], rtol=1e-5, atol=1e-7)
     assert table["trades"] > 0
     episode = play_windows(env, best, jax.random.key(0), window_starts(env))

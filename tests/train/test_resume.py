@@ -323,7 +323,7 @@ def test_a_damaged_best_leaves_the_final_policy(copy, capsys):
     (copy / "checkpoints" / "768" / "host" / "metadata").write_text("{")
     said = resume_after(copy, capsys).replace(" ", "")
     assert f"{copy}/checkpoints/768:notawholecheckpoint" in said
-    assert set(json.loads((copy / "evaluation.json").read_text())["policies"]) == {"final", "hold", "random"}
+    assert set(json.loads((copy / "evaluation.json").read_text())["policies"]) == {"final", "flat", "random"}
 
 
 # A new run that begins with the policy of another.
@@ -366,7 +366,7 @@ def test_evaluate_every_0_keeps_no_best(tmp_path, capsys):
     assert list_steps(folder) == [384, 512, 640]
     assert read(folder, 640).host["progress"]["best"] is None
     whole = json.loads((folder / "evaluation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
-    assert set(whole["policies"]) == {"final", "hold", "random"}
+    assert set(whole["policies"]) == {"final", "flat", "random"}
     assert not list(folder.glob("*.tmp"))
     line = refused(capsys, *args, "--init-from", folder, "--run-dir", tmp_path / "other")
     assert "validation" in line

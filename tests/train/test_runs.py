@@ -60,7 +60,7 @@ def make_run(
         learnt = FIGURES | {"standard_error": 0.00123, "t": 10.0, "returns": [0.0123]}
         policies = {"best": learnt | {"step": 60 * UPDATE, "closed_return": 0.0234},
                     "final": learnt | {"step": updates * UPDATE, "closed_return": 0.0211},
-                    "hold": learnt | {"t": None, "standard_error": None}}  # fmt: skip
+                    "flat": learnt | {"t": None, "standard_error": None}}  # fmt: skip
         write(path / "evaluation.json", {"split": "val", "windows": 93, "bars": 672, "policies": policies})
     return path
 
@@ -292,7 +292,7 @@ def test_show_tells_all(elsewhere, say):
         "commit 6874288", "2026-11-28 08:15 UTC, from step 0", "python -m train.ppo --seed 0",
         "hidden 128 32 default 64 64",
         "seed 7 default 0", "extra 3 not a setting of this version", "episode_return 0.114",
-        "93 windows x 672 bars", "best final hold", "return, lots closed, % +2.340 +2.110 +1.250", "t +10.0 +10.0 -",
+        "93 windows x 672 bars", "best final flat", "return, lots closed, % +2.340 +2.110 +1.250", "t +10.0 +10.0 -",
         "Best was chosen on this split, so its figure is too good; final was not.",
         "python -m train.ppo --resume 'a run' --total-steps 30000000",
         'from train import load_policy policy = load_policy("a run")',
@@ -300,6 +300,12 @@ def test_show_tells_all(elsewhere, say):
         assert fact in flat, fact
     others = flat.partition("The others")[2].partition("Newest update")[0]
     assert "gamma 0.99" in others and "env.episode_length 672" in others and "hidden" not in others
+
+
+def test_hold_of_an_older_run_is_shown_as_flat(elsewhere, say):
+    closing = make_run(pathlib.Path("runs"), "a") / "evaluation.json"
+    closing.write_text(closing.read_text().replace('"flat"', '"hold"'))
+    assert "best final flat" in " ".join(say("show", "a")[1].split())
 
 
 def test_show_of_a_run_that_was_killed(elsewhere, say):

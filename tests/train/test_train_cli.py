@@ -73,13 +73,13 @@ def test_evaluation_is_whole_json(run):
     text = (run / "evaluation.json").read_text()
     record = json.loads(text, parse_constant=lambda c: pytest.fail(c))
     assert record["split"] == "val" and record["bars"] == 96
-    assert set(record["policies"]) == {"best", "final", "hold", "random"}
+    assert set(record["policies"]) == {"best", "final", "flat", "random"}
     for name, policy in record["policies"].items():
         assert len(policy["returns"]) == record["windows"] > 1
         assert policy["return"] == pytest.approx(np.mean(policy["returns"]), abs=1e-9)
         assert ("step" in policy) == (name in ("best", "final"))
-    hold = record["policies"]["hold"]
-    assert hold["return"] == hold["trades"] == 0 and hold["t"] is None and hold["standard_error"] == 0
+    flat = record["policies"]["flat"]
+    assert flat["return"] == flat["trades"] == 0 and flat["t"] is None and flat["standard_error"] == 0
     assert record["policies"]["final"]["step"] == 384
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes in windows, and one account over a whole split with every lot.
+"""Evaluation of a policy: windows of whole episodes, and the whole verdict, `evaluation.evaluate`.
 
 python -m train.evaluate RUN --split val
 """
@@ -6,12 +6,12 @@ python -m train.evaluate RUN --split val
 from train.evaluate.windows import (
     Result,
     Windows,
-    evaluate,
+    flat,
     greedy,
-    hold,
+    measure_windows,
     random,
     t_statistic,
     window_starts,
 )
 
-__all__ = ["Result", "Windows", "evaluate", "greedy", "hold", "random", "t_statistic", "window_starts"]
+__all__ = ["Result", "Windows", "flat", "greedy", "measure_windows", "random", "t_statistic", "window_starts"]

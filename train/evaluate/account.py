@@ -1,4 +1,4 @@
-"""One account over each whole segment of a market: its states, its equity and its actions."""
+"""Accounts over whole segments of a market: one with all its states and actions, or many with their equity."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from perpjax import PerpEnv
-from perpjax.rollout import Act, as_pytree
+from perpjax import EnvParams, PerpEnv, VecEnv
+from perpjax.rollout import Act, Carry, as_pytree
+from perpjax.rules.orders import hold_action
 from perpjax.state import State
 
 
@@ -22,6 +23,8 @@ class Played(NamedTuple):
     """[steps + 1, ...] NumPy arrays, without key."""
     actions: Int[np.ndarray, "steps 5"] | Float[np.ndarray, "steps 5"]
     symbol: str
+    name: str
+    """The symbol, and a number if it has several segments."""
 
     @property
     def steps(self) -> int:
@@ -34,6 +37,38 @@ class Played(NamedTuple):
         return self.env.market.open_time_ms(first) + 900_000 * (self.states.t - first).astype(np.int64)
 
 
+class Segment(NamedTuple):
+    """A stretch of a market that one account plays."""
+
+    name: str
+    symbol: str
+    first: int
+    """First decision bar."""
+    last: int
+    """Last bar that may be stepped."""
+    env: PerpEnv
+    """With episodes at least as long as the segment. A few lengths serve all segments, so few programs are compiled."""
+
+
+def find_segments(env: PerpEnv) -> list[Segment]:
+    """Return the segments of the environment's market, in their order."""
+    segments = jax.tree.map(np.asarray, env.market.segments)
+    spans = list(zip(segments.first.tolist(), segments.last.tolist(), strict=True))
+    rows = [origin.row for origin in env.market.origins]
+    symbols = [env.market.origins[max(k for k, row in enumerate(rows) if row <= first)].symbol for first, _ in spans]
+    longest = max(last - first + 1 for first, last in spans)
+    found = []
+    for i, ((first, last), symbol) in enumerate(zip(spans, symbols, strict=True)):
+        length = longest
+        while length // 2 >= last - first + 1:
+            length //= 2
+        whole = dataclasses.replace(env, config=dataclasses.replace(env.config, episode_length=length))
+        number = sum(other == symbol for other in symbols[: i + 1])
+        name = f"{symbol} {number}" if symbols.count(symbol) > 1 else symbol
+        found.append(Segment(name, symbol, first, last, whole))
+    return found
+
+
 def play_account(env: PerpEnv, act: Act, key: Array) -> list[Played]:
     """Play one account over each segment of the environment's market.
 
@@ -43,23 +78,23 @@ def play_account(env: PerpEnv, act: Act, key: Array) -> list[Played]:
       key: of all random numbers.
     """
     function, carry = as_pytree(act)
-    segments = jax.tree.map(np.asarray, env.market.segments)
-    names = [origin.symbol for origin in env.market.origins]
-    rows = [origin.row for origin in env.market.origins]
     played = []
-    for i, (first, last) in enumerate(zip(segments.first.tolist(), segments.last.tolist(), strict=True)):
-        whole = dataclasses.replace(env, config=dataclasses.replace(env.config, episode_length=last - first + 1))
+    for i, (name, symbol, first, _, whole) in enumerate(find_segments(env)):
         states, actions = _play(whole, function, jax.random.fold_in(key, i), jnp.int32(first), carry)
-        over = np.asarray(states.terminated | states.truncated)
-        steps = int(np.argmax(over)) if over.any() else len(over) - 1
+        steps = count_steps(states)
         states = jax.tree.map(lambda x, n=steps: np.asarray(x)[: n + 1], states)
-        symbol = names[max(k for k, row in enumerate(rows) if row <= first)]
-        played.append(Played(whole, states, np.asarray(actions)[:steps], symbol))
+        played.append(Played(whole, states, np.asarray(actions)[:steps], symbol, name))
     return played
 
 
+def count_steps(states: State) -> int:
+    """Return the steps up to the first state that is over, or all of them."""
+    over = np.asarray(states.terminated | states.truncated)
+    return int(np.argmax(over)) if over.any() else len(over) - 1
+
+
 @jax.jit
-def _play(env: PerpEnv, act: Act, key: Array, start: Array, carry: object) -> tuple[State, Array]:
+def _play(env: PerpEnv, act: Act, key: Array, start: Array, carry: Carry) -> tuple[State, Array]:
     """All states of the longest episode, the first included, and its actions."""
     first = env.reset(key, start)
 
@@ -73,3 +108,61 @@ def _play(env: PerpEnv, act: Act, key: Array, start: Array, carry: object) -> tu
     _, (states, actions) = jax.lax.scan(step, (first, carry), keys)
     states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first.replace(key=None), states)
     return states, actions
+
+
+class Curves(NamedTuple):
+    """The equity of several accounts over the same bars; an account begins at its own first bar."""
+
+    equity: Float[np.ndarray, "states accounts"]
+    opened: Int[np.ndarray, "accounts"]
+    """Lots."""
+    ruined: Bool[np.ndarray, "accounts"]
+
+
+def play_curves(
+    env: PerpEnv,
+    act: Act,
+    key: Array,
+    starts: Int[np.ndarray, "accounts"],
+    length: int,
+    *,
+    params: EnvParams | None = None,
+    late: Bool[np.ndarray, "accounts"] | None = None,
+) -> Curves:
+    """Play a batch of accounts up to the end of a segment, and keep their equity.
+
+    Args:
+      env: of `find_segments`.
+      act: as in `play_account`.
+      key: of all random numbers. All accounts have the same, so that they differ by nothing else.
+      starts: first bars, of one segment. Before its first bar an account has its initial equity.
+      length: bars from the earliest first bar to the segment's end.
+      params: instead of the environment's: numbers, or fields [accounts].
+      late: accounts that act one bar late.
+    """
+    function, carry = as_pytree(act)
+    env, first = dataclasses.replace(env, params=params or env.params), int(starts.min())
+    late = jnp.zeros(len(starts), bool) if late is None else jnp.asarray(late)
+    played = _play_curves(env, function, key, jnp.asarray(starts), carry, late)
+    equity, opened, over = jax.tree.map(np.asarray, played)
+    curves = np.repeat(equity[:1], length + 1, axis=0).astype(np.float64)
+    for i, start in enumerate(starts - first):
+        curves[start:, i] = equity[: length + 1 - start, i]
+    return Curves(curves, opened, over)
+
+
+@jax.jit
+def _play_curves(env: PerpEnv, act: Act, key: Array, starts: Array, carry: Carry, late: Array) -> tuple:
+    n, envs = starts.shape[0], VecEnv(env)
+    first = envs.reset(jax.random.split(key, n), starts)
+
+    def step(loop: tuple, key: Array) -> tuple:
+        state, carry, before = loop
+        action, carry = jax.vmap(act, (None, envs.axes(state), 0))(key, state, carry)
+        state = envs.step(state, jnp.where(late[:, None], before, action))
+        return (state, carry, action), state.equity
+
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x))), carry)
+    loop = first, carry, jnp.broadcast_to(hold_action(env.config), (n, 5))
+    (last, *_), equity = jax.lax.scan(step, loop, jax.random.split(key, env.config.episode_length))
+    return jnp.concatenate([first.equity[None], equity]), last.account.ledger.opened, last.terminated

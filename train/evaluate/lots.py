@@ -1,7 +1,7 @@
 """Every lot of an account, from the float64 twin: times, prices, costs, and its way from gross to net."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from train.evaluate.account import Played
 
 SCHEMA = pa.schema(
     [
-        ("id", pa.int32()), ("symbol", pa.string()), ("side", pa.string()),
+        ("id", pa.int32()), ("account", pa.string()), ("symbol", pa.string()), ("side", pa.string()),
         ("entry_time", pa.timestamp("ms", "UTC")), ("entry_price", pa.float64()),
         ("exit_time", pa.timestamp("ms", "UTC")), ("exit_price", pa.float64()), ("reason", pa.string()),
         ("quantity", pa.float64()), ("notional", pa.float64()), ("leverage", pa.float64()), ("margin", pa.float64()),
@@ -21,28 +21,46 @@ SCHEMA = pa.schema(
         ("gap_losses", pa.float64()), ("fees", pa.float64()), ("funding", pa.float64()), ("forfeited", pa.float64()),
         ("forgiven", pa.float64()), ("net", pa.float64()), ("bars", pa.int32()),
         ("worst", pa.float64()), ("best", pa.float64()),
+        ("first_move", pa.float64()),
     ]
 )  # fmt: skip
 """Columns of trades.parquet: prices in quote currency, quantity in base, money in quote.
 
 `net` is `gross` less slippage, gap losses, fees, funding and forfeited, plus forgiven. `worst` and `best` bound the
-excursion, as fractions of the entry price: the order inside the first and the last candle is unknown.
+excursion, as fractions of the entry price: the order inside the first and the last candle is unknown. `first_move` is
+the signed move over the entry's first candle, a fraction.
 """
 COSTS = ("slippage", "gap_losses", "fees", "funding", "forfeited", "forgiven")
 
 
-def find_lots(played: Sequence[Played]) -> pa.Table:
-    """Return one row for each lot, in the order of opening. Lots still open are valued at the last mark close.
+class Agreement(NamedTuple):
+    """How simulator and twin agree on one account."""
 
-    Raises:
-      ValueError: the float64 twin and the simulator disagree in a bar. The message names it.
+    bars: int
+    """Bars in which every level, count and amount agrees."""
+    largest_difference: float
+    """Of the two equities at the end of a bar, as a fraction of the initial equity."""
+    disagreement: str
+    """The first one; empty if there is none. The lots end there."""
+
+
+def find_lots(played: Sequence[Played]) -> tuple[pa.Table, list[Agreement]]:
+    """Return one row for each lot, in the order of opening, and the agreement of each account.
+
+    Lots still open are valued at the last mark close.
     """
     rows: list[dict[str, Any]] = []
+    agreements = []
     for account in played:
         candles = np.asarray(account.env.market.candles, np.float64)  # [N, 4 K + ...]: opens, highs, lows, closes
-        for life in replay_states(account.env, account.states, account.actions):
-            rows.append({"id": len(rows), "symbol": account.symbol} | _describe(life, account, candles))
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+        replay = replay_states(account.env, account.states, account.actions)
+        equity, initial = account.states.equity.astype(float), float(account.env.params.initial_equity)
+        difference = np.abs(replay.equity - equity[: len(replay.equity)]).max() / initial
+        agreements.append(Agreement(len(replay.equity) - 1, float(difference), replay.disagreement))
+        for life in replay.lives:
+            names = {"id": len(rows), "account": account.name, "symbol": account.symbol}
+            rows.append(names | _describe(life, account, candles))
+    return pa.Table.from_pylist(rows, schema=SCHEMA), agreements
 
 
 def _exact(number: Any) -> float:
@@ -92,6 +110,7 @@ def _describe(life: LotLife, account: Played, candles: np.ndarray) -> dict[str, 
         "margin": lot.margin, "stop": lot.stop * tick, "target": lot.target * tick,
         "liquidation": life.liquidations[0] * tick or None, "liquidation_at_exit": liquidation * tick or None,
         "gross": gross, **costs, "net": net, "bars": end_bar - life.entry_bar + 1, "worst": worst, "best": best,
+        "first_move": lot.side * (candles[life.entry_bar, 3 * k] / opened - 1),
     }  # fmt: skip
 
 

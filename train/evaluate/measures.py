@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
+from train.evaluate.bootstrap import compound, deepest_falls, find_interval, sharpe_ratios
 from train.evaluate.lots import COSTS
 
 DAY_MS = 86_400_000
@@ -23,10 +24,44 @@ def daily_returns(times: Int[np.ndarray, "rows"], equity: Float[np.ndarray, "row
       times: of each value, UTC ms, ascending.
       equity: positive.
     """
-    day = (times - 1) // DAY_MS  # the value at midnight closes the day before
-    last = np.append(np.flatnonzero(np.diff(day)), len(day) - 1)
-    closes = np.concatenate([equity[:1], equity[last[last > 0]]])
+    day = (times[1:] - 1) // DAY_MS  # the value at midnight closes the day before
+    last = np.append(np.flatnonzero(np.diff(day)), len(day) - 1) + 1
+    closes = np.concatenate([equity[:1], equity[last]])
     return closes[1:] / closes[:-1] - 1
+
+
+class Curve(NamedTuple):
+    """The equity of one account."""
+
+    symbol: str
+    times: Int[np.ndarray, "rows"]
+    """UTC ms, ascending."""
+    equity: Float[np.ndarray, "rows"]
+
+
+def combine_curves(curves: Sequence[Curve]) -> tuple[Int[np.ndarray, "times"], Float[np.ndarray, "times"]]:
+    """Return one curve of all accounts, from 1: the same money for each symbol, and its segments one after another.
+
+    Between its segments, before the first and after the last one, the money of a symbol lies still.
+    """
+    times, parts = np.unique(np.concatenate([curve.times for curve in curves])), []
+    for symbol in dict.fromkeys(curve.symbol for curve in curves):
+        value, known, level = np.ones(len(times)), 0, 1.0
+        for curve in (curve for curve in curves if curve.symbol == symbol):
+            start, stop = np.searchsorted(times, (curve.times[0], curve.times[-1]))
+            value[known:start] = level
+            within = np.searchsorted(curve.times, times[start : stop + 1], side="right") - 1
+            value[start : stop + 1] = level * curve.equity[within] / curve.equity[0]
+            known, level = stop + 1, value[stop]
+        value[known:] = level
+        parts.append(value)
+    return times, np.mean(parts, axis=0)
+
+
+def utc_days(times: Int[np.ndarray, "rows"]) -> list[str]:
+    """Return the dates of `daily_returns`."""
+    days = np.unique((times[1:] - 1) // DAY_MS)
+    return [str(day) for day in days.astype("datetime64[D]")]
 
 
 def sharpe(returns: Float[np.ndarray, "days"]) -> tuple[float, float]:
@@ -88,7 +123,12 @@ def measure_equity(times: Int[np.ndarray, "rows"], equity: Float[np.ndarray, "ro
             found["calmar"] = found["annual_return"] / fall
     else:
         absent |= dict.fromkeys(("annual_return", "calmar"), f"{days:.0f} days, under {LEAST_DAYS_OF_YEAR}")
-    return found | {"absent": absent}
+    intervals = {
+        name: interval
+        for name, statistic in (("return", compound), ("sharpe", sharpe_ratios), ("max_drawdown", deepest_falls))
+        if (name in found or name == "return") and (interval := find_interval(statistic, returns))
+    }
+    return found | {"intervals": intervals, "absent": absent}
 
 
 def measure_lots(lots: pa.Table, days: float) -> dict[str, Any]:
@@ -97,17 +137,36 @@ def measure_lots(lots: pa.Table, days: float) -> dict[str, Any]:
         return {"lots": lots.num_rows}
     net, bars = (lots[name].to_numpy() for name in ("net", "bars"))
     won, lost = net[net > 0].sum(), -net[net < 0].sum()
-    worst = np.sort(net)[: max(1, len(net) // 20)]
+    ordered = np.sort(net)
+    held = np.asarray(lots["reason"]) == "open"
     reasons = pc.value_counts(lots["reason"]).to_pylist()
     found = {
         "lots": lots.num_rows, "lots_a_week": lots.num_rows / days * 7,
         "turnover_a_week": float(pc.sum(lots["notional"]).as_py() * 2 / days * 7),
-        "win_rate": float(np.mean(net > 0)), "expectancy": float(net.mean()), "tail_loss": float(worst.mean()),
+        "win_rate": float(np.mean(net > 0)), "expectancy": float(net.mean()),
+        "tail_loss": float(ordered[: max(1, len(net) // 20)].mean()),
         "mean_bars": float(bars.mean()), "median_bars": float(np.median(bars)),
         "exits": {item["values"]: item["counts"] for item in reasons},
+        "best_three_net": float(ordered[-3:].sum()), "open_net": float(net[held].sum()),
         "long": int(pc.sum(pc.equal(lots["side"], "long")).as_py()),
     }  # fmt: skip
     return found | ({"profit_factor": float(won / lost)} if lost > 0 else {})
+
+
+def measure_round_trips(lots: pa.Table) -> dict[str, float]:
+    """Return the way of a mean lot, in basis points of its notional; empty without one.
+
+    `gross` is before everything, `cost` is slippage, gap losses and fees, `funding` is paid if positive, and
+    `liquidation` is forfeited less forgiven.
+    """
+    notional = float(pc.sum(lots["notional"]).as_py() or 0.0)
+    if not notional > 0:
+        return {}
+    total = {name: 1e4 * float(pc.sum(lots[name]).as_py()) / notional for name in ("gross", *COSTS)}
+    return {
+        "gross": total["gross"], "cost": total["slippage"] + total["gap_losses"] + total["fees"],
+        "funding": total["funding"], "liquidation": total["forfeited"] - total["forgiven"],
+    }  # fmt: skip
 
 
 def make_waterfall(lots: pa.Table) -> dict[str, float]:

@@ -50,7 +50,7 @@ def t_statistic(x: Float[np.ndarray, "n"]) -> float:
     return float(np.mean(x) / (np.std(x, ddof=1) / np.sqrt(len(x))))
 
 
-def hold(env: Env) -> Act:
+def flat(env: Env) -> Act:
     """Return the policy that never trades."""
     action = hold_action(unwrapped(env).config)
     return lambda key, state, carry: (action, carry)
@@ -85,7 +85,7 @@ class _Greedy:
         return distribution.mode(), carry
 
 
-def evaluate(
+def measure_windows(
     env: Env, act: Act, key: Array, starts: Int[np.ndarray, "windows"] | None = None, *, carry: Carry | None = None
 ) -> Result:
     """Play one episode from each first bar, by default every window that fits without overlap.
@@ -149,6 +149,6 @@ class Windows:
         for i in range(0, len(self.starts), self.rows):
             batch = self.starts[i : i + self.rows]
             padded = np.concatenate([batch, np.full(self.rows - len(batch), batch[0])])
-            result = evaluate(self.env, act, jax.random.fold_in(self.key, i), padded, carry=carry)
+            result = measure_windows(self.env, act, jax.random.fold_in(self.key, i), padded, carry=carry)
             parts.append(Result(*(x[: len(batch)] for x in result)))
         return Result(*(np.concatenate(x) for x in zip(*parts, strict=True)))

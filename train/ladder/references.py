@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from perpjax import PerpEnv, State
 from perpjax.rollout import Act, Carry, window_starts
 from perpjax.rules.orders import CLOSE, DIRECTIONS, HOLD, LONG, MULTI_DISCRETE, SHORT
-from train.evaluate import evaluate
+from train.evaluate import measure_windows
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Candidates for `enter` and `leave`, in units of the drift."""
@@ -70,7 +70,7 @@ def choose_thresholds(
     pairs = [(unit * enter, unit * leave) for enter in THRESHOLDS for leave in THRESHOLDS if leave <= enter]
 
     def earns(pair: tuple[float, float]) -> float:
-        return np.log1p(evaluate(env, follow(estimate, *pair), jax.random.key(0), starts).returns).mean()
+        return np.log1p(measure_windows(env, follow(estimate, *pair), jax.random.key(0), starts).returns).mean()
 
     return max(pairs, key=earns)
 

@@ -25,7 +25,7 @@ from perpjax.audit import audit_features
 from perpjax.data import synthetic_tables
 from perpjax.data.synthetic import SignalParameters
 from perpjax.data.synthetic_noise import YEAR_BARS
-from train.evaluate import Result, evaluate, greedy, random
+from train.evaluate import Result, greedy, measure_windows, random
 from train.ladder.markets import Pair, leaking_features, synthetic_pair, trap_pair
 from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
 from train.policies import single_carry
@@ -104,7 +104,7 @@ def measure_martingale(run: Run) -> Figures:
     """Compare the turnover of the greedy policy with that of the random one."""
     pair = synthetic_pair("martingale", run.config.seed)
     env, result = _train_and_play(run, pair)
-    chance = evaluate(env, random(env), jax.random.key(KEY))
+    chance = measure_windows(env, random(env), jax.random.key(KEY))
     figures = _describe(result, run.config)
     return figures | {"share_of_random": figures["turnover"] / _describe(chance, run.config)["turnover"]}
 
@@ -121,7 +121,7 @@ def measure_signal(run: Run) -> Figures:
     earned = {}
     for name, (fitted_on, unseen) in estimates.items():
         thresholds = choose_thresholds(train_env, fitted_on, SignalParameters.drift)
-        earned[name] = _log_return(evaluate(env, follow(unseen, *thresholds), jax.random.key(KEY)))
+        earned[name] = _log_return(measure_windows(env, follow(unseen, *thresholds), jax.random.key(KEY)))
     figures = _describe(result, run.config)
     return figures | earned | {
         "share_of_causal": _share(figures["log_return"], earned["causal"]),
@@ -166,7 +166,7 @@ def measure_ruin(run: Run, bars: int = YEAR_BARS) -> Figures:
     pair = trap_pair(run.config.seed, bars)
     env, result = _train_and_play(run, pair)
     gifts = np.asarray(pair.unseen.features[:, 0])
-    safe = evaluate(env, follow(gifts, 0.5, 0.5), jax.random.key(KEY))
+    safe = measure_windows(env, follow(gifts, 0.5, 0.5), jax.random.key(KEY))
     ruined = result.returns <= run.config.params.ruin_fraction - 1
     earned, gift = _log_return(result), _log_return(safe)
     return {"log_return": earned, "gifts": gift, "share_of_gifts": _share(earned, gift), "ruined": float(ruined.mean())}
@@ -176,7 +176,7 @@ def _train_and_play(run: Run, pair: Pair) -> tuple[PerpEnv, Result]:
     """Learn on one market; return the other one and the greedy policy's windows on it."""
     learner = run.learn(wrap_market(pair.train, run.config), run.config)
     env, policy = wrap_market(pair.unseen, run.config), make_ppo(run.config).policy
-    return env, evaluate(env, greedy(learner, policy), jax.random.key(KEY), carry=single_carry(policy))
+    return env, measure_windows(env, greedy(learner, policy), jax.random.key(KEY), carry=single_carry(policy))
 
 
 def _share(part: float, whole: float) -> float:

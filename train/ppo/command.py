@@ -21,7 +21,7 @@ CHOICES = {
 }
 """Help of each field of `EnvConfig`."""
 IN_BASIS_POINTS = ("taker_fee", "slippage_base")
-MAY_CHANGE = ("total_steps", "evaluate_every", "checkpoint_every", "tensorboard", "updates_per_chunk")
+MAY_CHANGE = ("total_steps", "evaluate_every", "checkpoint_every", "report", "tensorboard", "updates_per_chunk")
 """Settings that a resumed run may change; none changes the updates but the end of the learning rate."""
 
 
@@ -69,7 +69,7 @@ class Command:
     """Train a PPO policy on a perpetual-futures market.
 
     The run folder holds config.json, metrics.jsonl, evaluations.jsonl, evaluation.json and checkpoints. The training
-    ends with a table of the policy against `hold` (never trades) and `random` on the validation split. Ctrl-C, SIGTERM
+    ends with a table of the policy against `flat` (never trades) and `random` on the validation split. Ctrl-C, SIGTERM
     and SIGHUP save and stop; --resume goes on.
 
     For example:

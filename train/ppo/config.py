@@ -95,6 +95,8 @@ class RunArgs:
     """Steps between two evaluations on the validation split; 0 for none. Default: 20 evaluations a run."""
     checkpoint_every: Count | None = None
     """Steps between two checkpoints. Default: one every 5 minutes. Each new best on validation and the end have one."""
+    report: bool = True
+    """End with an evaluation on validation: every lot, its costs, report.html. `perpjax evaluate` has more."""
     tensorboard: bool = False
     """Write TensorBoard's files to the run folder, too (`pip install 'perpjax[tensorboard]'`)."""
 
@@ -145,6 +147,10 @@ class MachineArgs:
     """Environments stepped together. Fewer need less memory, and learn in smaller, more frequent updates."""
     updates_per_chunk: int | None = None
     """Most updates between two reports to the host. Default: as many as take a second, at most 64."""
+
+
+LATER = ("report",)
+"""Settings that came after the first config.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,12 +261,13 @@ class Config(MachineArgs, PPOArgs, NetworkArgs, RunArgs):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """Return the settings of a config.json.
+        """Return the settings of a config.json. An older one lacks those of `LATER`, which then have their defaults.
 
         Raises:
           ValueError: a setting is unknown, missing or wrong.
         """
         known = {f.name for f in dataclasses.fields(cls)}
+        values = {f.name: f.default for f in dataclasses.fields(cls) if f.name in LATER} | values
         if odd := sorted(known ^ set(values)):
             raise ValueError(f"{odd[0]} is {'an unknown' if odd[0] in values else 'a missing'} setting")
         try:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from perpjax import PerpEnv, load_market
 from perpjax._pytree import pytree
 from perpjax.audit.fingerprint import fingerprint
+from perpjax.rollout import Act
 from perpjax.state import State
 from train.checkpoint import FOLDER, ITEMS, list_steps, read, read_newest, unflatten
 from train.normalize import Moments
@@ -79,6 +80,14 @@ class LoadedPolicy:
         carry = self.policy.initial_carry(*(num_envs or (1,)))
         return carry if num_envs else jax.tree.map(lambda x: x[0], carry)
 
+    def sampled(self) -> Act:
+        """Return the policy that draws from its distribution instead of taking the greedy action."""
+        return jax.tree_util.Partial(_draw, self)
+
+    def locate(self, dataset: str | None = None) -> str:
+        """Return the place of the run's dataset, or of another one."""
+        return dataset or locate_dataset({"settings": vars(self.config), "dataset": self.dataset})
+
     def env(self, split: str | None = "val", dataset: str | None = None) -> PerpEnv:
         """Return the environment of a split, with the run's numbers and choices.
 
@@ -90,7 +99,7 @@ class LoadedPolicy:
         Raises:
           ValueError: the features differ, or the dataset cannot be read.
         """
-        name = dataset or locate_dataset({"settings": vars(self.config), "dataset": self.dataset})
+        name = self.locate(dataset)
         market = load_market(name, split=split)
         check_features(self.dataset, market.feature_names, name)
         known = self.dataset.get(split or "")
@@ -99,6 +108,10 @@ class LoadedPolicy:
         elif known and fingerprint(market) != known:
             warnings.warn(f"{self}: the {split} split of {name} has changed since the training", stacklevel=2)
         return wrap_market(market, self.config)
+
+
+def _draw(policy: LoadedPolicy, key: Array, state: State, carry: Carry) -> tuple[Array, Carry]:
+    return policy.act(state, key, carry)
 
 
 def load_policy(run: str | pathlib.Path | Run, which: str | int = "best") -> LoadedPolicy:

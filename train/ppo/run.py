@@ -16,7 +16,7 @@ from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.data.seeds import seed_key
 from train import checkpoint
 from train.checkpoint import Checkpoints, write_json
-from train.evaluate import Result, Windows, greedy, hold, random, t_statistic
+from train.evaluate import Result, Windows, flat, greedy, random, t_statistic
 from train.hooks import Hook, RunInfo
 from train.hooks.broadcast import Broadcast
 from train.hooks.display import Display
@@ -29,7 +29,8 @@ from train.policies import describe_policy, make_policy, single_carry
 from train.ppo.algorithm import PPO
 from train.ppo.config import Config
 from train.ppo.environment import make_env
-from train.ppo.load import check_features, choose_step, read_learner
+from train.ppo.judge import evaluate_policy
+from train.ppo.load import check_features, choose_step, load_policy, read_learner
 from train.record import (
     create_folder,
     describe_dataset,
@@ -159,7 +160,8 @@ class _Session:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
             self._compare(validation_env, state.learner)
-            hooks.on_end(self._last_words())
+            report = self._judge(validation_env) if config.report else ""
+            hooks.on_end(report + self._last_words())
 
     def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState) -> TrainState:
         """Compile, and run the updates up to the end or a signal; everything is saved afterwards."""
@@ -283,7 +285,7 @@ class _Session:
         return {"windows": len(windows.starts)} | result.means()
 
     def _compare(self, env: PerpEnv, learner: Learner) -> None:
-        """Play best, final, `hold` and `random` on all validation windows; write evaluation.json and the table."""
+        """Play best, final, `flat` and `random` on all validation windows; write evaluation.json and the table."""
         config, policy = self.config, self.ppo.policy
         windows = Windows.of(env, jax.random.key(EVALUATION_SEED))
         learnt = {"final": (self.progress.steps, learner)}
@@ -296,7 +298,7 @@ class _Session:
         results = {
             name: windows.play(greedy(of_step, policy), single_carry(policy)) for name, (_, of_step) in learnt.items()
         }
-        results |= {name: windows.play(act(env)) for name, act in (("hold", hold), ("random", random))}
+        results |= {name: windows.play(act(env)) for name, act in (("flat", flat), ("random", random))}
         policies = {name: {"step": learnt[name][0]} if name in learnt else {} for name in results}
         policies = {name: policies[name] | _describe_result(result) for name, result in results.items()}
         bars = config.env.episode_length
@@ -306,6 +308,20 @@ class _Session:
             self.folder / CLOSING,
             {"split": "val", "windows": len(windows.starts), "bars": bars, "policies": policies},
         )
+
+    def _judge(self, env: PerpEnv) -> str:
+        """Evaluate the best policy on validation, every lot of it; return the verdict. A failure is no end of a run."""
+        self.hooks.on_stage("replaying every lot")
+        which = "final" if self.progress.best is None else "best"
+        folder = self.folder / "evaluation-val"
+        try:
+            evaluation = evaluate_policy(load_policy(self.folder, which), "val", which, env=env, quick=True)
+            evaluation.save(folder)
+        except (ValueError, OSError) as error:
+            return f"no evaluation: {error}\n"
+        sentences = "\n".join(evaluation.record["verdict"])
+        more = f"more of it: perpjax evaluate {shlex.quote(str(self.folder))}"
+        return f"{sentences}\nreport: {folder / 'report.html'}\n{more}\n"
 
     def _last_words(self) -> str:
         if self._saved != self.progress.steps:
