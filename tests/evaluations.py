@@ -85,19 +85,24 @@ def _play(rng: np.random.Generator, index: int, symbol: str, bars: int, lots: in
         held[entry:last] += 1
         notional[entry:last] += sign * row["notional"]
         if row["reason"] == "open":
-            wallet[entry:] -= row["fees"]
+            wallet[entry:] -= row["fees"]  # of the entry
         else:
             wallet[last:] += row["net"]
     wallet += INITIAL
     equity += wallet
     if ruin:
         equity = equity * np.linspace(1, 0.05, bars)
-    stamps = FIRST + np.arange(bars) * BAR_MS
+    daily = _daily(equity, INITIAL)
+    # A row is the state at the open of a bar: one more than there are bars.
+    equity, wallet = (np.concatenate([[INITIAL], x]) for x in (equity, wallet))
+    held, notional = (np.concatenate([x[:1] * 0, x]) for x in (held, notional))
+    rows_of = bars + 1
+    stamps = FIRST + np.arange(rows_of) * BAR_MS
     table = pa.table({
-        "account": [name] * bars, "time": pa.array(stamps, pa.timestamp("ms", "UTC")), "symbol": [symbol] * bars,
+        "account": [name] * rows_of, "time": pa.array(stamps, pa.timestamp("ms", "UTC")), "symbol": [symbol] * rows_of,
         "equity": equity, "wallet": wallet, "lots": held, "notional": notional,
     })  # fmt: skip
-    daily, market = _daily(equity, INITIAL), _daily(bar_close, bar_open[0])
+    market = _daily(bar_close, bar_open[0])
     return {
         "name": name, "symbol": symbol, "bars": bars, "candles": candles, "equity": table, "daily": daily,
         "market": market, "trades": _tabulate(rows), "held": held, "notional": notional, "values": equity, "ruin": ruin,
@@ -145,9 +150,9 @@ def _trade(rng, name, symbol, entry, bars, opens, high, low, close) -> dict[str,
         "exit_price": None if reason == "open" else level - sign * (slippage + gap) / quantity, "reason": reason,
         "quantity": quantity, "notional": quantity * price, "leverage": leverage, "margin": margin, "stop": stop,
         "target": target if rng.random() < 0.9 else None, "liquidation": liquidation,
-        "liquidation_at_exit": liquidation - sign * funding, "gross": gross, "slippage": -slippage, "gap_losses": -gap,
-        "fees": -fees, "funding": funding, "forfeited": 0.0, "forgiven": 0.0,
-        "net": gross - slippage - gap - fees + funding, "bars": last - entry, "worst": extremes[0],
+        "liquidation_at_exit": liquidation + sign * funding, "gross": gross, "slippage": slippage, "gap_losses": gap,
+        "fees": fees, "funding": funding, "forfeited": 0.0, "forgiven": 0.0,
+        "net": gross - slippage - gap - fees - funding, "bars": last - entry, "worst": extremes[0],
         "best": extremes[1], "first_move": sign * (close[entry * CANDLES] / opens[entry * CANDLES] - 1), "_last": last,
     }  # fmt: skip
 
@@ -220,24 +225,26 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
     held = np.concatenate([p["held"] for p in parts])
     share = np.abs(np.concatenate([p["notional"] for p in parts])) / np.concatenate([p["values"] for p in parts])
     bars = sum(p["bars"] for p in parts)
-    waterfall = {name: float(trades[name].to_numpy().sum()) for name in PARTS}
+    waterfall = {n: float(trades[n].to_numpy().sum()) * (1 if n in ("gross", "forgiven") else -1) for n in PARTS}
     total = float(np.prod(1 + daily) - 1)
     draws = rng.normal(total - 0.02, 0.03, 200)
     record: dict[str, Any] = {
         "format": 1,
         "policy": {"name": policy, "run": run, "which": "best", "step": 4_587_520},
-        "data": {"dataset": "datasets/core", "split": "val", "symbols": list(symbols), "first": f"{dates[0]}T00:00:00Z",
-                 "last": f"{dates[-1]}T23:45:00Z", "candles_per_bar": CANDLES},
+        "data": {"dataset": "datasets/core", "split": "val", "symbols": list(symbols), "first": FIRST,
+                 "last": FIRST + longest * 96 * BAR_MS, "candles_per_bar": CANDLES},
         "params": {"initial_equity": INITIAL, "taker_fee": FEE, "slippage_base": 0.0002, "max_leverage": 10.0},
         "config": {"max_lots": 3, "episode_bars": 2016, "hedge": False, "reward": "log_equity"},
         "accounts": [
-            {"name": p["name"], "symbol": p["symbol"], "first": f"{dates[0]}T00:00:00Z",
-             "last": f"{_date(len(p['daily']) - 1)}T23:45:00Z", "bars": p["bars"],
+            {"name": p["name"], "symbol": p["symbol"], "first": FIRST, "last": FIRST + p["bars"] * BAR_MS,
+             "bars": p["bars"],
              "ended": "ruin" if p["ruin"] else "the segment's end", **_measure(rng, p["daily"])} for p in parts
         ],
         "overall": _measure(rng, daily),
         "daily": {"dates": dates, "returns": daily.tolist()},
+        "market_return": float(np.prod(1 + market) - 1),
         "months": months,
+        "round_trip": {"typical_cost": 16.4, "explored_gross": -1.3, "explored_lots": 220},
         "lots": {"lots": len(trades)},
         "waterfall": waterfall | {"net": float(sum(waterfall.values()))},
         "verdicts": {name: int(n) for name, n in zip(VERDICTS, (bars, 3, 12, 0, 44, 1, 0, len(trades)), strict=True)},
@@ -246,11 +253,12 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
                      "largest": float(share.max())},
         "volume": {"median_share": 0.00021, "largest_share": 0.0143},
         "twin": {"bars": bars, "lots": len(trades), "largest_difference": 1.1e-7, "lots_less_equity": -3.0e-8,
-                 "agrees": True},
-        "windows": {"bars": 2016, "first": list(range(0, max(bars - 2016, 1), 2016)), "returns": []},
+                 "agrees": True, "disagreements": []},
+        "windows": {"bars": 2016, "returns": [],
+                    "first": [FIRST + b * BAR_MS for b in range(0, max(bars - 2016, 1), 2016)]},
         "shifted": {"bars": 96, "returns": rng.normal(total, 0.02, 32).tolist()},
         "baselines": [],
-        "random": {"returns": draws.tolist(), "place": float((draws < total).mean()), "daily_mean": -0.0002},
+        "random": {"returns": draws.tolist(), "place": float((draws < total).mean())},
         "stresses": [],
         "arithmetic": {},
         "latency": {"first_move": 1.8, "interval": [-0.6, 4.1], "candle_minutes": 3},
@@ -276,7 +284,12 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
             "mean_bars": float(held_bars.mean()), "median_bars": float(np.median(held_bars)),
             "long": float(np.mean([s == "long" for s in trades["side"].to_pylist()])),
             "exits": {r: reasons.count(r) for r in REASONS if r in reasons},
-            "best_three": float(np.sort(net)[-3:].sum() / gains) if gains else 0.0,
+            "best_three_net": float(np.sort(net)[-3:].sum()), "open_net": float(net[np.array(reasons) == "open"].sum()),
+        }  # fmt: skip
+        traded, spent = float(trades["notional"].to_numpy().sum()) / 1e4, waterfall["slippage"] + waterfall["fees"]
+        record["round_trip"] = {
+            "gross": waterfall["gross"] / traded, "cost": -(spent + waterfall["gap_losses"]) / traded,
+            "funding": -waterfall["funding"] / traded, "liquidation": 0.0, "typical_cost": 16.4,
         }  # fmt: skip
         costs = waterfall["slippage"] + waterfall["gap_losses"] + waterfall["fees"] + waterfall["funding"]
         record["arithmetic"] = {str(k): waterfall["gross"] + k * costs for k in (0, 0.5, 1, 2, 4)}
@@ -285,7 +298,8 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
             tilt = np.linspace(0.1, 0.5, 5)
             long, short = tilt * rng.uniform(0.5, 1), tilt[::-1] * rng.uniform(0.5, 1)
             record["actions"].append({"feature": feature, "edges": edges, "long": long.tolist(),
-                                      "short": short.tolist(), "flat": (1 - long - short).tolist()})  # fmt: skip
+                                      "short": short.tolist(), "flat": (1 - long - short).tolist(),
+                                      "outside": 0.0012})  # fmt: skip
     for name, title, scale in (
         ("costs x0", "costs x 0", 0), ("costs x2", "costs x 2", 2), ("costs x4", "costs x 4", 4),
         ("pessimistic", "pessimistic intrabar rule", 1.2), ("late", "one bar later", 1.1),
@@ -304,11 +318,13 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
             one = {"name": name, "title": title, "return": measured["return"],
                    "max_drawdown": measured["max_drawdown"], "daily": returns.tolist(), "difference": difference,
                    "lots": {"flat": 0, "buy": 1}.get(name, int(rng.integers(9, 400))),
-                   "interval": [difference - width, difference + width], "ended": None}  # fmt: skip
+                   "interval": [difference - width, difference + width],
+                   "ended": ["the segment's end"] * len(parts)}  # fmt: skip
             if "sharpe" in measured and name != "flat":
                 one["sharpe"] = measured["sharpe"]
             record["baselines"].append(one)
     else:
+        record["shifted"] = {"absent": "the segments are too short"}
         record["random"] = {"absent": "no random draws were asked for"}
         record["volume"] = {"absent": "the dataset has no volumes"}
         record["latency"] = {"absent": "no lot was opened"}

@@ -30,7 +30,10 @@ def make_page(evaluation: Evaluation) -> str:
         make_account_card(),
         make_lots_card(),
         place_months(record),
-        grid(sections.make_lot_figures(record), stack(make_scatter_card(), sections.make_arithmetic(record))),
+        grid(
+            stack(sections.make_lot_figures(record), sections.make_round_trip(record)),
+            stack(make_scatter_card(), sections.make_arithmetic(record)),
+        ),
         sections.make_actions(record),
         sections.make_chance(record),
         sections.make_stresses(record),

@@ -62,8 +62,15 @@ LOTS: tuple[tuple[str, str, Form], ...] = (
     ("mean_bars", "mean bars held", fixed(1)),
     ("median_bars", "median bars held", fixed(1)),
     ("long", "share of long lots", PERCENT),
-    ("best_three", "share of the three best in all gains", PERCENT),
+    ("best_three_net", "net of the three best, quote", MONEY),
+    ("open_net", "net of lots still open, quote", MONEY),
 )
+TRIP = (
+    ("gross", "gross", 1), ("cost", "slippage, gap losses and fees", -1), ("funding", "funding paid", -1),
+    ("liquidation", "lost at liquidations", -1),
+)  # fmt: skip
+FEATURES = 12
+"""So many features are shown at once."""
 STEPS = {
     "gross": "gross", "slippage": "slippage", "gap_losses": "gap losses", "fees": "fees", "funding": "funding",
     "forfeited": "forfeited margin", "forgiven": "forgiven losses", "net": "net",
@@ -146,10 +153,9 @@ def make_baselines(record: Json) -> Markup:
     axis = bars.cover(ends)
     for i, one in enumerate(listed):
         at = f"baselines/{i}"
-        ended = one.get("ended")
         name = [str(one.get("title") or one.get("name"))]
-        if ended and ended != "the segment's end":
-            name += [" ", element("span", str(ended), class_="badge")]
+        if ruined := texts(one.get("ended")).count("ruin"):
+            name += [" ", element("span", "ruin" if ruined < 2 else f"{ruined} ruined", class_="badge")]
         rows.append((
             join(name), figure(record, f"{at}/return", GAIN, tone=True), figure(record, f"{at}/max_drawdown", PERCENT),
             figure(record, f"{at}/sharpe", SIGNED), figure(record, f"{at}/lots", COUNT),
@@ -158,7 +164,8 @@ def make_baselines(record: Json) -> Markup:
         ))  # fmt: skip
     head = ("", "return", "drawdown", "Sharpe ± error", "lots", "policy less it", "90 % interval", "")
     note = "The difference is the sum of the daily returns, policy less baseline. An interval with 0 proves no edge."
-    lines = [table(head, rows, "wide", "The policy against every baseline")]
+    market = element("p", "The price returned ", figure(record, "market_return", GAIN, tone=True), ".", class_="note")
+    lines = [table(head, rows, "wide", "The policy against every baseline"), market]
     return card("Policy and baselines", lines if listed else [*lines, empty("No baseline was played.")], note=note)
 
 
@@ -254,35 +261,76 @@ def make_lot_figures(record: Json) -> Markup:
     return card("Lots in numbers", table(("", ""), rows, "pairs", "Figures of the lots"))
 
 
+def make_round_trip(record: Json) -> Markup:
+    """Return the way of a mean lot, in basis points of its notional."""
+    point = fixed(2, sign=True, unit=" bp")
+    found = [(k, name, sign, look_up(record, f"round_trip/{k}")) for k, name, sign in TRIP]
+    found = [(k, name, sign * x) for k, name, sign, x in found if is_number(x)]
+    typical = look_up(record, "round_trip/typical_cost")
+    axis = bars.cover([*(x for *_, x in found), -typical if is_number(typical) else 0.0])
+    lines = [(name, bars.track(axis, bars.block(axis, 0, x, bars.tone(x))), figure(record, f"round_trip/{k}", point))
+             for k, name, x in found]  # fmt: skip
+    if is_number(typical):
+        drawn = bars.track(axis, bars.block(axis, 0, -typical, "plain"))
+        lines.append(("cost at the median bar", drawn, figure(record, "round_trip/typical_cost", point)))
+    shown = bars.rows(lines, label="A mean lot") if lines else empty("not in evaluation.json")
+    explored = None
+    if is_number(look_up(record, "round_trip/explored_gross")):
+        explored = element("p", "The orders that the policy draws at random: ",
+                           figure(record, "round_trip/explored_lots", COUNT), " lots with a mean gross of ",
+                           figure(record, "round_trip/explored_gross", point), ".", class_="note")  # fmt: skip
+    note = "Basis points of the notional. A bar to the left is a cost; the number is its amount."
+    return card("A mean lot", shown, explored, note=note)
+
+
 # Chance.
 
 
 def make_actions(record: Json) -> Markup:
-    """Return the shares of long, short and flat bars in five bins of each feature."""
+    """Return the shares of long, short and flat bars in five bins of each feature, the steepest features first."""
     listed = objects(record, "actions")
     if not listed:
         return card("Actions against features", empty("evaluation.json has no actions."))
-    axis, charts = bars.Span(0, 1), []
-    for i, one in enumerate(listed):
-        edges, lines = one.get("edges") or [], []
-        for k in range(5):
-            shares = [look_up(one, f"{side}/{k}") for side in ("long", "short", "flat")]
-            if not all(map(is_number, shares)):
-                continue
-            reached, marks = 0.0, []
-            for side, x in zip(("long", "flat", "short"), (shares[0], shares[2], shares[1]), strict=True):
-                marks.append(bars.block(axis, reached, reached + x, f"act-{side}", f"{side} {100 * x:.1f} %"))
-                reached += x
-            ends = f"{short(edges[k])} to {short(edges[k + 1])}" if len(edges) > k + 1 else f"bin {k + 1}"
-            long, sold = (figure(record, f"actions/{i}/{side}/{k}", fixed(0, factor=100)) for side in ("long", "short"))
-            number = join([long, " / ", sold, " %"])
-            lines.append((ends, bars.track(axis, *marks, zero=False), number))
-        name = str(one.get("feature"))
-        charts.append(element("div", element("h3", name), bars.rows(lines, "stacked", f"Actions by {name}")))
+    charts = [_draw_feature(record, i) for i in sorted(range(len(listed)), key=lambda i: -_measure_tilt(listed[i]))]
     key = [element("span", element("i", class_=f"key act-{s}"), s) for s in ("long", "flat", "short")]
-    note = join(["Share of the bars that are long, flat and short, in five bins of a feature. ",
-                 element("span", key, class_="legend")])  # fmt: skip
-    return card("Actions against features", element("div", charts, class_="trellis"), note=note, class_="full")
+    note = join(["Share of the bars that are long, flat and short, in five bins of a feature. The features with the "
+                 "largest change come first. ", element("span", key, class_="legend")])  # fmt: skip
+    shown, rest = charts[:FEATURES], charts[FEATURES:]
+    told = element("summary", f"{len(rest)} more features")
+    more = element("details", told, element("div", rest, class_="trellis")) if rest else None
+    return card("Actions against features", element("div", shown, class_="trellis"), more, note=note, class_="full")
+
+
+def _measure_tilt(one: Json) -> float:
+    """The range of long less short over the bins."""
+    pairs = [(look_up(one, f"long/{k}"), look_up(one, f"short/{k}")) for k in range(5)]
+    tilts = [x - y for x, y in pairs if is_number(x) and is_number(y)]
+    return max(tilts) - min(tilts) if tilts else 0.0
+
+
+def _draw_feature(record: Json, i: int) -> Markup:
+    """The bins of one feature."""
+    axis, lines, one = bars.Span(0, 1), [], record["actions"][i]
+    for k in range(5):
+        shares = [look_up(one, f"{side}/{k}") for side in ("long", "flat", "short")]
+        if not all(map(is_number, shares)):
+            continue
+        reached, marks = 0.0, []
+        for side, x in zip(("long", "flat", "short"), shares, strict=True):
+            marks.append(bars.block(axis, reached, reached + x, f"act-{side}", f"{side} {100 * x:.1f} %"))
+            reached += x
+        low, high = (look_up(one, f"edges/{k + j}") for j in (0, 1))
+        ends = f"{short(low)} to {short(high)}" if is_number(low) and is_number(high) else f"bin {k + 1}"
+        long, sold = (figure(record, f"actions/{i}/{side}/{k}", fixed(0, factor=100)) for side in ("long", "short"))
+        lines.append((ends, bars.track(axis, *marks, zero=False), join([long, " / ", sold, " %"])))
+    name, far = str(one.get("feature")), one.get("outside")
+    strange = None
+    if is_number(far) and far > 0:
+        share = figure(record, f"actions/{i}/outside", fixed(2, factor=100, unit=" %"))
+        strange = element(
+            "p", share, " of the bars lie beyond 6 standard deviations of the training split.", class_="note"
+        )
+    return element("div", element("h3", name), bars.rows(lines, "stacked", f"Actions by {name}"), strange)
 
 
 def make_chance(record: Json) -> Markup:
@@ -313,8 +361,7 @@ def make_chance(record: Json) -> Markup:
         said += [f"; median {GAIN(middle)}, {lost} below zero."]
         if key == "random":
             place = figure(record, "random/place", fixed(0, factor=100, unit=" %"))
-            mean = figure(record, "random/daily_mean", fixed(3, True, 100, " %"))
-            said += [" The policy lies above ", place, " of them. Their mean daily return is ", mean, "."]
+            said += [" The policy lies above ", place, " of them."]
         elif own:
             said += [" The line is the policy's return."]
         parts.append(element("div", element("h3", title), drawn, ends, element("p", join(said), class_="note")))
@@ -436,7 +483,11 @@ def make_twin(record: Json) -> Markup:
         figure(record, "twin/largest_difference", relative), " of the initial equity. ",
         "The net of the lots less the change of equity is ", figure(record, "twin/lots_less_equity", relative), ".",
     )  # fmt: skip
-    return card("Check by the twin", said)
+    faults = [element("li", text) for text in texts(twin.get("disagreements"))]
+    ends = (
+        [element("p", "The lots end where they differ:"), element("ul", faults, class_="reasons")] if faults else None
+    )
+    return card("Check by the twin", said, ends)
 
 
 def make_settings(record: Json) -> Markup:

@@ -91,8 +91,11 @@
     account.lots = {};
     Object.keys(packed.lots).forEach(function (name) { account.lots[name] = unpack(packed.lots[name], bytes); });
     order(account.lots);
-    var close = account.bars.close;
-    account.lots.last = close.length ? close[close.length - 1] : NaN;
+    // Costs are amounts in the file; here, as in the waterfall, they are losses.
+    ['slippage', 'gap_losses', 'fees', 'funding', 'forfeited'].forEach(function (name) {
+      account.lots[name] = account.lots[name].map(function (x) { return -x; });
+    });
+    account.lots.last = Array.from(account.bars.close).reverse().find(isFinite);
     account.lots.reasonText = function (k) { return REASONS[account.lots.reason[k]] || account.lots.reason[k]; };
     account.precision = packed.bars.scale > 1 ? Math.min(8, Math.round(Math.log10(packed.bars.scale))) : 0;
     if (packed.short) {
