@@ -72,7 +72,7 @@ def show(record: dict[str, Any], out: pathlib.Path) -> None:
         ))  # fmt: skip
         steps = "  ".join(f"{name.replace('_', ' ')} {value:+,.2f}" for name, value in record["waterfall"].items())
         console.print(Text(f"quote currency: {steps}"))
-    if record["stresses"]:
+    if record["stresses"] and lots["lots"]:
         console.print(_tabulate_stresses(record))
     refused = ", ".join(f"{n:,} {name}" for name, n in record["verdicts"].items() if name not in ("HOLD", "ACCEPTED"))
     console.print(
