@@ -282,7 +282,7 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
             "win_rate": float((net > 0).mean()), "profit_factor": float(gains / losses) if losses else 0.0,
             "expectancy": float(net.mean()), "tail_loss": float(np.sort(net)[: max(1, len(net) // 20)].mean()),
             "mean_bars": float(held_bars.mean()), "median_bars": float(np.median(held_bars)),
-            "long": float(np.mean([s == "long" for s in trades["side"].to_pylist()])),
+            "long": trades["side"].to_pylist().count("long"),
             "exits": {r: reasons.count(r) for r in REASONS if r in reasons},
             "best_three_net": float(np.sort(net)[-3:].sum()), "open_net": float(net[np.array(reasons) == "open"].sum()),
         }  # fmt: skip

@@ -381,6 +381,20 @@ def test_the_fields_of_a_record_may_be_missing(folder, tmp_path):
     assert "not in evaluation.json" in write_report(where).read_text()
 
 
+def test_the_title_is_the_policy_without_a_run(folder, tmp_path):
+    """A rule written by hand, on a market without a split."""
+    where = tmp_path / "evaluation"
+    shutil.copytree(folder, where)
+    record = read_record(folder)
+    record["policy"], record["data"]["split"] = {"name": "clock"}, None
+    record["baselines"][0]["ended"] = ["ruin", "the segment's end"]
+    record["trials"]["absent"] = {"effective": "one policy alone"}
+    (where / "evaluation.json").write_text(json.dumps(record))
+    page = write_report(where).read_text()
+    assert "<h1>clock</h1>" in page and '<span class="badge">ruin</span>' in page
+    assert "trials: effective: one policy alone" in page and "None" not in page[: page.index("<script")]
+
+
 def test_no_import_loads_jax():
     code = "import sys, train.report.__main__; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -62,7 +62,15 @@ def rows(lines: Sequence[tuple[Child, Markup, Child]], class_: str = "", label: 
     cells = []
     for name, drawn, number in lines:
         value = element("span", number, class_="value")
-        cells.append(element("div", element("span", name, class_="name"), drawn, value, class_="line"))
+        cells.append(
+            element(
+                "div",
+                element("span", name, class_="name", title=None if isinstance(name, Markup) else name),
+                drawn,
+                value,
+                class_="line",
+            )
+        )
     return element("div", cells, class_=f"lines {class_}".strip(), role="group", aria_label=label)
 
 

@@ -95,7 +95,7 @@ SIGNED = fixed(2, sign=True)
 
 def short(x: float) -> str:
     """Return a number of any size in few characters."""
-    return f"{x:.4g}".replace("-", MINUS)
+    return f"{x:.2g}".replace("-", MINUS)
 
 
 def is_number(value: Any) -> bool:

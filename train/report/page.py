@@ -57,13 +57,13 @@ def describe(record: dict[str, Any]) -> str:
     policy, data = sections.part(record, "policy"), sections.part(record, "data")
     step = policy.get("step")
     parts = [
-        str(policy.get("name") or ""),
+        str(policy.get("name") or "") if policy.get("run") else "",
         f"{step:,} steps" if isinstance(step, int) else "",
         ", ".join(map(str, data.get("symbols") or [])),
-        f"{data.get('split')} split of {data.get('dataset')}" if data.get("dataset") else "",
+        f"{data['split']} split of {data.get('dataset')}" if data.get("split") else str(data.get("dataset") or ""),
         " to ".join(sections.show_time(data.get(k))[:10] for k in ("first", "last") if data.get(k) is not None),
     ]
-    return " · ".join(p for p in parts if p)
+    return " · ".join(dict.fromkeys(p for p in parts if p))
 
 
 def make_header(title: str, line: str) -> Markup:

@@ -40,7 +40,8 @@ class Evaluation(NamedTuple):
     def title(self) -> str:
         """Name of the run, or of the policy without one, and the split."""
         policy, data = self.record.get("policy") or {}, self.record.get("data") or {}
-        return f"{policy.get('run') or policy.get('name') or self.folder.name}, {data.get('split', '')}".rstrip(", ")
+        name = str(policy.get("run") or policy.get("name") or self.folder.name)
+        return f"{name}, {data['split']}" if data.get("split") else name
 
 
 def read_evaluation(folder: pathlib.Path) -> Evaluation:

@@ -61,7 +61,7 @@ LOTS: tuple[tuple[str, str, Form], ...] = (
     ("tail_loss", "mean of the worst 5 %, quote", MONEY),
     ("mean_bars", "mean bars held", fixed(1)),
     ("median_bars", "median bars held", fixed(1)),
-    ("long", "share of long lots", PERCENT),
+    ("long", "long lots", COUNT),
     ("best_three_net", "net of the three best, quote", MONEY),
     ("open_net", "net of lots still open, quote", MONEY),
 )
@@ -263,16 +263,18 @@ def make_lot_figures(record: Json) -> Markup:
 
 def make_round_trip(record: Json) -> Markup:
     """Return the way of a mean lot, in basis points of its notional."""
-    point = fixed(2, sign=True, unit=" bp")
+    point, plain = fixed(2, sign=True, unit=" bp"), fixed(2, unit=" bp")
     found = [(k, name, sign, look_up(record, f"round_trip/{k}")) for k, name, sign in TRIP]
     found = [(k, name, sign * x) for k, name, sign, x in found if is_number(x)]
     typical = look_up(record, "round_trip/typical_cost")
     axis = bars.cover([*(x for *_, x in found), -typical if is_number(typical) else 0.0])
-    lines = [(name, bars.track(axis, bars.block(axis, 0, x, bars.tone(x))), figure(record, f"round_trip/{k}", point))
-             for k, name, x in found]  # fmt: skip
+    lines = []
+    for k, name, x in found:
+        number = figure(record, f"round_trip/{k}", point if k == "gross" else plain)
+        lines.append((name, bars.track(axis, bars.block(axis, 0, x, bars.tone(x))), number))
     if is_number(typical):
         drawn = bars.track(axis, bars.block(axis, 0, -typical, "plain"))
-        lines.append(("cost at the median bar", drawn, figure(record, "round_trip/typical_cost", point)))
+        lines.append(("cost at the median bar", drawn, figure(record, "round_trip/typical_cost", plain)))
     shown = bars.rows(lines, label="A mean lot") if lines else empty("not in evaluation.json")
     explored = None
     if is_number(look_up(record, "round_trip/explored_gross")):
@@ -320,7 +322,7 @@ def _draw_feature(record: Json, i: int) -> Markup:
             marks.append(bars.block(axis, reached, reached + x, f"act-{side}", f"{side} {100 * x:.1f} %"))
             reached += x
         low, high = (look_up(one, f"edges/{k + j}") for j in (0, 1))
-        ends = f"{short(low)} to {short(high)}" if is_number(low) and is_number(high) else f"bin {k + 1}"
+        ends = f"{short(low)} \u2026 {short(high)}" if is_number(low) and is_number(high) else f"bin {k + 1}"
         long, sold = (figure(record, f"actions/{i}/{side}/{k}", fixed(0, factor=100)) for side in ("long", "short"))
         lines.append((ends, bars.track(axis, *marks, zero=False), join([long, " / ", sold, " %"])))
     name, far = str(one.get("feature")), one.get("outside")
@@ -439,6 +441,10 @@ def make_measures(record: Json) -> Markup:
     for at, name in curves:
         absent = part(look_up(record, at) or {}, "absent")
         reasons += [element("li", f"{name}: {k.replace('_', ' ')}: {why}") for k, why in absent.items()]
+    for key, value in record.items():
+        absent = value.get("absent") if isinstance(value, dict) and key != "overall" else None
+        told = absent.items() if isinstance(absent, dict) else [("", absent)] if isinstance(absent, str) else []
+        reasons += [element("li", ": ".join(x.replace("_", " ") for x in (key, k) if x), f": {why}") for k, why in told]
     missing = [element("h3", "Missing figures"), element("ul", reasons, class_="reasons")] if reasons else None
     note = "Intervals hold 90 % of a stationary block bootstrap of the daily returns."
     return card("Measures", table(("", *(n for _, n in curves)), rows, "wide", "Measures of every curve"), missing,

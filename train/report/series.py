@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from train.report.encode import Packer, find_scale
 from train.report.read import FLOATS, Evaluation, floats, milliseconds
@@ -22,7 +24,7 @@ _WORDS = ("side", "reason")
 def pack_evaluation(evaluation: Evaluation, packer: Packer) -> dict[str, Any]:
     """Add the series of an evaluation to a packer, and return their description for the page."""
     equity, trades, candles = evaluation.equity, evaluation.trades, evaluation.candles
-    names = list(dict.fromkeys(equity["account"].to_pylist()))
+    names = equity["account"].unique().drop_null().to_pylist()
     accounts = []
     parts = [_split(equity, n) for n in names], [_split(trades, n) for n in names], [_split(candles, n) for n in names]
     spare = LIMIT
@@ -33,9 +35,9 @@ def pack_evaluation(evaluation: Evaluation, packer: Packer) -> dict[str, Any]:
     return {"accounts": accounts}
 
 
-def _split(table, name: str):
+def _split(table: pa.Table, name: str) -> pa.Table:
     """The rows of one account."""
-    return table.filter(np.array([x == name for x in table["account"].to_pylist()], bool))
+    return table.filter(pc.equal(table["account"], name))
 
 
 def _pack_account(name, bars, lots, short, packer: Packer, spare: int) -> tuple[dict[str, Any], int]:
