@@ -187,7 +187,10 @@ def test_no_text_of_a_file_becomes_html(name, request):
 def test_nothing_is_fetched(name, request):
     page = read_page(request.getfixturevalue(name))
     links = [given[key] for _, given in page.tags for key in ("src", "href", "action", "data") if key in given]
-    assert links == [TRADINGVIEW]
+    names = {given["id"] for _, given in page.tags if given.get("id")}
+    inside = {link[1:] for link in links if link.startswith("#")}
+    assert len(inside) > 10 and inside <= names
+    assert [link for link in links if not link.startswith("#")] == [TRADINGVIEW]
     (rules,) = [given["content"] for _, given in page.tags if given.get("http-equiv") == "Content-Security-Policy"]
     assert rules.startswith("default-src 'none'; script-src 'sha256-")
     assert "url(" not in page.scripts["style 0"] and "@import" not in page.scripts["style 0"]
@@ -515,6 +518,21 @@ def test_the_lots_can_be_walked_and_sorted(browser, folder):
     browser.ask(f"{pick}(document.getElementById('filter-reason'))")
     stops = sum(t["reason"] == "stopped" for t in trades)
     assert browser.ask("document.getElementById('page-at').textContent") == f"1 to 50 of {stops}"
+    check_quiet(browser, folder / "report.html")
+
+
+def test_the_cross_hair_tells_the_values(browser, folder):
+    open_page(browser, folder / "report.html")
+    for chart, place, words in (
+        ("daily", ".series .day", r"2024-0\d-\d\d"),
+        ("candles", "#candles > .pane-name", r"2024-.* UTC +O [\d,.]+ +H [\d,.]+ +L [\d,.]+ +C [\d,.]+"),
+    ):
+        box = f"document.getElementById('{chart}')"
+        browser.ask(f"{box}.scrollIntoView({{block: 'center'}})")
+        x, y = browser.ask(f"(r => [r.left, r.top])({box}.getBoundingClientRect())")
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + 300, y=y + 80)
+        browser.ask("new Promise(done => setTimeout(done, 100))")
+        assert re.fullmatch(words, browser.ask(f"document.querySelector('{place}').textContent")), chart
     check_quiet(browser, folder / "report.html")
 
 

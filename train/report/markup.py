@@ -167,10 +167,15 @@ def table(
     return element("div", content, class_="scroll", tabindex="0", role="region", aria_label=caption or "table")
 
 
-def card(title: str, *children: Child, note: Child = None, class_: str = "", name: str | None = None) -> Markup:
-    """Return a section with a title, and a line below it."""
+def card(title: str, *children: Child, note: Child = None, class_: str = "") -> Markup:
+    """Return a section with a title, and a line below it. Its id is `part-` and the title's words."""
     top = [element("h2", title), element("p", note, class_="note") if note else None]
-    return element("section", top, children, class_=f"card {class_}".strip(), id=name)
+    return element("section", top, children, class_=f"card {class_}".strip(), id=anchor(title))
+
+
+def anchor(title: str) -> str:
+    """Return the id of a section."""
+    return "-".join(["part", *title.lower().replace(",", "").split()])
 
 
 def empty(reason: Any) -> Markup:

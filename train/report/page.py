@@ -8,12 +8,19 @@ from typing import Any
 
 import train.report.sections as sections
 from train.report.encode import Packer
-from train.report.markup import DASH, Markup, card, element, embed
+from train.report.markup import DASH, Markup, anchor, card, element, embed
 from train.report.read import Evaluation
 from train.report.series import pack_evaluation
 
 STATIC = pathlib.Path(__file__).parent / "static"
 SCRIPTS = ("lightweight-charts.js", "lots.js", "report.js")
+CONTENTS = (
+    ("Baselines", "Policy and baselines"), ("Equity", "Equity and drawdown"), ("Account", "Account by bar"),
+    ("Lots", "Candles and lots"), ("Costs", "From gross to net"), ("Actions", "Actions against features"),
+    ("Chance", "The role of chance"), ("Stresses", "Stresses"), ("Measures", "Measures"),
+    ("Looks", "Looks at this data"), ("Settings", "Settings"),
+)  # fmt: skip
+"""Links at the top of the page, and the titles of the parts."""
 TRADINGVIEW = "https://www.tradingview.com/"
 
 
@@ -23,6 +30,7 @@ def make_page(evaluation: Evaluation) -> str:
     data = {"record": record, "series": pack_evaluation(evaluation, packer)}
     body = [
         make_header(evaluation.title, describe(record)),
+        make_contents(),
         sections.make_verdict(record),
         sections.make_tiles(record),
         sections.make_baselines(record),
@@ -75,6 +83,12 @@ def make_header(title: str, line: str) -> Markup:
         class_="buttons",
     )
     return element("header", element("div", element("h1", title), element("p", line, class_="note")), buttons)
+
+
+def make_contents() -> Markup:
+    """Return links to the main parts of the page."""
+    links = [element("a", text, href=f"#{anchor(title)}") for text, title in CONTENTS]
+    return element("nav", links, aria_label="Parts of the page")
 
 
 def make_account_card() -> Markup:

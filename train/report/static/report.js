@@ -137,7 +137,7 @@
     chart.applyOptions({
       layout: { attributionLogo: name === 'candles' },
       timeScale: { timeVisible: !!wide, secondsVisible: false, minBarSpacing: 0.005, enableConflation: true, rightOffset: 2 },
-      handleScroll: { mouseWheel: false, vertTouchDrag: false }, handleScale: { mouseWheel: !!wide }
+      handleScroll: { mouseWheel: false, vertTouchDrag: false }, handleScale: { mouseWheel: name === 'candles' }
     });
     charts.push(chart);
     shared.charts[name] = chart;
@@ -188,6 +188,7 @@
       var button = make('button', null, { type: 'button', 'aria-pressed': 'true', title: 'Show or hide' });
       button.appendChild(sample(curve));
       button.appendChild(document.createTextNode(clean(curve.name)));
+      button.appendChild(curve.at = make('span', '', { class: 'at' }));
       button.addEventListener('click', function () {
         var on = button.getAttribute('aria-pressed') !== 'true';
         button.setAttribute('aria-pressed', String(on));
@@ -195,7 +196,18 @@
       });
       legend.appendChild(button);
     });
+    var day = legend.appendChild(make('span', '', { class: 'day' }));
     place.parentNode.insertBefore(legend, place);
+    // The values at the cross hair; the last ones without it.
+    function tell(event) {
+      day.textContent = event && event.time ? String(event.time) : '';
+      curves.forEach(function (curve) {
+        var found = event && event.time ? event.seriesData.get(curve.series[0]) : curve.grown.points[curve.grown.points.length - 1];
+        curve.at.textContent = found ? number(found.value, 2, true) + ' %' : '';
+      });
+    }
+    chart.subscribeCrosshairMove(tell);
+    tell();
     chart.panes()[0].setStretchFactor(0.68); chart.panes()[1].setStretchFactor(0.32);
     curves[0].series[1].priceScale().applyOptions({ scaleMargins: { top: 0.22, bottom: 0.06 } });
     namePane(place, 'return, %', '4px'); namePane(place, 'drawdown, %', '66%');
@@ -274,6 +286,14 @@
       primitive.redraw();
     });
     shared.primitive = primitive;
+    var quote = make('span', '', { class: 'pane-name' });
+    quote.style.top = '4px';
+    $('candles').appendChild(quote);
+    chart.subscribeCrosshairMove(function (event) {
+      var c = event.time && event.seriesData.get(candles), places = accounts[view.account].precision;
+      quote.textContent = c && c.close !== undefined ? stamp(event.time) + ' UTC   O ' + number(c.open, places) + '   H ' +
+        number(c.high, places) + '   L ' + number(c.low, places) + '   C ' + number(c.close, places) : '';
+    });
     accounts.forEach(function (account) {
       account.points = Array.from(account.time, function (time, i) { return point(time, account.bars, i); });
     });
