@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from markets import FREE, crash_market, hand_market, order, stacked
 
@@ -342,6 +343,9 @@ def test_two_symbols_and_two_segments_are_accounts_of_their_own():
     assert [len(x) for x in random.closes] == [10] * 3 and [len(x) - 1 for x in baselines[-1].curves] == [327, 500, 927]
     returns = [c[:, -1] / c[:, 0] - 1 for c in random.closes]
     np.testing.assert_allclose(random.returns, np.mean(returns, axis=0))
+    # A policy that trades one symbol alone has the flat bars of all.
+    some = find_habits(played, lots.filter(pc.equal(lots["symbol"], "OTHER")))
+    assert len(some.bars) == pc.sum(pc.equal(lots["symbol"], "OTHER")).as_py() and some.entry_rate < habits.entry_rate
     # Each account is the same alone. (Its habits are those of all accounts: so 1 x equity, as without a lot.)
     idle = play(market, act=None)
     together = named(play_baselines(idle, lots.slice(0, 0)).baselines)
