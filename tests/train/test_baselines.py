@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from markets import FREE, crash_market, hand_market, order, stacked
 
@@ -254,12 +255,16 @@ def test_draws_have_the_rate_the_sides_and_the_times():
     habits = Habits(0.04, np.array([1, 1, -1, 1]), np.array([2, 9, 30, 3]), 0.5, 0.5, 1.0)
     schedules = draw_schedules(habits, 5_000, 200, np.random.default_rng(0))
     rows, bars = np.nonzero(schedules)
-    assert len(rows) == pytest.approx(0.04 * 1e6, rel=0.02)
+    # 25 flat bars, the entry's included, and 1, 8, 29 or 2 at whose opens the lot is held.
+    assert len(rows) == pytest.approx(200 * 5_000 / (25 + 10), rel=0.02)
     times = np.abs(schedules[rows, bars]) - bars
     for side, wanted in ((1, [1, 2, 8]), (-1, [29])):
         found, counts = np.unique(times[np.sign(schedules[rows, bars]) == side], return_counts=True)
         assert found.tolist() == wanted
         np.testing.assert_allclose(counts / len(rows), 0.25, rtol=0.03)
+    ends, follows = np.abs(schedules[rows, bars]), rows[1:] == rows[:-1]
+    assert (bars[1:] > ends[:-1])[follows].all()  # a lot that ends early is not replaced before its time
+    assert (bars[1:] - ends[:-1])[follows].mean() == pytest.approx(25, rel=0.02)
 
 
 def test_draws_trade_as_often_as_the_policy():
@@ -281,10 +286,16 @@ def test_place_counts_ties_half():
 def test_the_place_of_a_random_policy_is_uniform(crash):
     """The policy itself is a draw of the same law, but for the estimates of its rate and times."""
     market, params = crash[0][0].env.market, crash[0][0].env.params
-    places = []
+    places, counts = [], []
     for key in range(16):
         played = play(market, params, key=key + 100)
-        places.append(play_baselines(played, find_lots(played), draws=100, seed=key).random.place)
+        lots = find_lots(played)
+        random = play_baselines(played, lots, draws=100, seed=key).random
+        places.append(random.place)
+        counts.append((lots.num_rows, random.lots.mean()))
+    # Stops end most lots here. A draw that replaced them at once would pay for more entries than the policy.
+    own, drawn = np.mean(counts, axis=0)
+    assert drawn == pytest.approx(own, rel=0.05)
     assert np.mean(places) == pytest.approx(0.5, abs=3 * (1 / 12 / 16) ** 0.5)
     assert min(places) < 0.25 and max(places) > 0.75
 
@@ -337,6 +348,9 @@ def test_two_symbols_and_two_segments_are_accounts_of_their_own():
     assert [len(x) for x in random.closes] == [10] * 3 and [len(x) - 1 for x in baselines[-1].curves] == [327, 500, 927]
     returns = [c[:, -1] / c[:, 0] - 1 for c in random.closes]
     np.testing.assert_allclose(random.returns, np.mean(returns, axis=0))
+    # A policy that trades one symbol alone has the flat bars of all.
+    some = find_habits(played, lots.filter(pc.equal(lots["symbol"], "OTHER")))
+    assert len(some.bars) == pc.sum(pc.equal(lots["symbol"], "OTHER")).as_py() and some.entry_rate < habits.entry_rate
     # Each account is the same alone. (Its habits are those of all accounts: so 1 x equity, as without a lot.)
     idle = play(market, act=None)
     together = named(play_baselines(idle, lots.slice(0, 0)).baselines)

@@ -384,13 +384,22 @@ def _history(account: Played) -> int:
 
 
 def draw_schedules(habits: Habits, steps: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws steps"]:
-    """Return schedules with entries at the policy's rate, each with the side and the bars of one of its spells."""
-    enters = rng.random((draws, steps), np.float32) < habits.entry_rate
-    spells = rng.integers(len(habits.bars), size=np.count_nonzero(enters))
+    """Return schedules with entries at the policy's rate, each with the side and the bars of one of its spells.
+
+    Stops and targets are at their widest. A lot that they end before its time is not replaced before that time: the
+    draws pay for as many entries as the policy.
+    """
+    mean = steps * habits.entry_rate  # of entries, were the account always flat: ten deviations more is enough
+    most = min(steps // 2 + 1, math.ceil(mean + 10 * math.sqrt(mean)) + 20)
+    gaps = rng.geometric(habits.entry_rate, (draws, most))
+    spells = rng.integers(len(habits.bars), size=(draws, most))
     # A lot closed at the open of a bar has been in that bar, too. No lot can be closed in the bar of its entry.
-    ends = np.nonzero(enters)[1] + np.maximum(habits.bars[spells] - 1, 1)
+    held = np.maximum(habits.bars - 1, 1)[spells]
+    ends = np.cumsum(gaps + held, axis=1) - 1
+    entries = ends - held
+    row, spell = np.nonzero(entries < steps)
     schedules = np.zeros((draws, steps), np.int32)
-    schedules[enters] = habits.sides[spells] * ends
+    schedules[row, entries[row, spell]] = (habits.sides[spells] * ends)[row, spell]
     return schedules
 
 
