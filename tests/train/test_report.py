@@ -19,11 +19,12 @@ import pytest
 from browser import Browser, find_browser
 from evaluations import make_evaluation
 
-from train.report import write_report
+from train.report import series, write_report
 from train.report.__main__ import main
 from train.report.encode import Packer, find_scale
-from train.report.markup import GAIN, MONEY, embed, explain, figure, fixed, look_up
-from train.report.page import STATIC, TRADINGVIEW
+from train.report.markup import GAIN, MONEY, embed, explain, figure, fixed, join, look_up
+from train.report.page import STATIC, TRADINGVIEW, make_body
+from train.report.read import read_evaluation
 
 HOSTILE = ("<script>alert(1)</script>", "\"&'\u2028</script><!--", "\u202ecod\x1b[2J")
 IMAGE = "<img src=x onerror=alert(1)>"
@@ -214,6 +215,22 @@ def test_a_year_of_lots_fits_in_four_megabytes(large):
     assert (large / "report.html").stat().st_size < SIZE
 
 
+def test_short_candles_are_left_out_above_a_limit(tmp_path, monkeypatch):
+    """The largest lots keep theirs."""
+    folder = tmp_path / "evaluation-val"
+    make_evaluation(folder, 4000, 200)
+    sizes, kept = [], []
+    for limit in (1_700_000, 30_000, 10_000, 10):
+        monkeypatch.setattr(series, "LIMIT", limit)
+        sizes.append(write_report(folder).stat().st_size)
+        (account,) = json.loads(read_page(folder).scripts["data"])["series"]["accounts"]
+        kept.append(account["short"]["bar"]["n"] if "short" in account else 0)
+        assert account.get("short", {}).get("all", False) == (limit > 1e6)
+    assert sizes == sorted(sizes, reverse=True) and kept == sorted(kept, reverse=True)
+    assert kept[0] > kept[-2] > kept[-1] == 0
+
+
+@pytest.mark.slow
 def test_the_size_is_bounded_where_short_candles_are_many(tmp_path):
     """One-minute candles of lots that overlap the whole year: some are left out."""
     folder = tmp_path / "evaluation-val"
@@ -396,6 +413,19 @@ def test_the_title_is_the_policy_without_a_run(folder, tmp_path):
     page = write_report(where).read_text()
     assert "<h1>clock</h1>" in page and '<span class="badge">ruin</span>' in page
     assert "trials: effective: one policy alone" in page and "None" not in page[: page.index("<script")]
+
+
+@pytest.mark.parametrize("value", [None, 7, "x", ["a", None], {"absent": "no"}])
+def test_a_field_of_another_type_breaks_no_page(folder, value):
+    """Each field of the record in turn, and the fields of its parts."""
+    evaluation = read_evaluation(folder)
+    for name, part in evaluation.record.items():
+        inner = part[0] if isinstance(part, list) and part and isinstance(part[0], dict) else part
+        changes = [value] + [inner | {key: value} for key in (inner if isinstance(inner, dict) else ())]
+        for change in changes:
+            whole = [change] if inner is not part and change is not value else change
+            changed = evaluation._replace(record=evaluation.record | {name: whole})
+            assert "</h2>" in join(make_body(changed)) and changed.title
 
 
 def test_no_import_loads_jax():

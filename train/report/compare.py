@@ -16,7 +16,6 @@ from train.report.markup import (
     element,
     figure,
     interval,
-    look_up,
     table,
 )
 from train.report.page import assemble, chart, describe, make_header
@@ -97,7 +96,7 @@ def make_differences(names: Sequence[str], records: Sequence[dict[str, Any]]) ->
     for group in ("policy", "data", "params", "config"):
         keys = dict.fromkeys(k for r in records for k in sections.part(r, group))
         for key in keys:
-            values = [look_up(r, group) or {} for r in records]
+            values = [sections.part(r, group) for r in records]
             shown = [sections.show_value(v[key]) if key in v else DASH for v in values]
             if len(set(shown)) > 1:
                 rows.append((f"{group}: {key}", *shown))

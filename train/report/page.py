@@ -26,9 +26,15 @@ TRADINGVIEW = "https://www.tradingview.com/"
 
 def make_page(evaluation: Evaluation) -> str:
     """Return the page of one evaluation."""
-    record, packer = evaluation.record, Packer()
-    data = {"record": record, "series": pack_evaluation(evaluation, packer)}
-    body = [
+    packer = Packer()
+    data = {"record": evaluation.record, "series": pack_evaluation(evaluation, packer)}
+    return assemble(evaluation.title, make_body(evaluation), data, packer)
+
+
+def make_body(evaluation: Evaluation) -> list[Markup]:
+    """Return the parts of the page in their order."""
+    record = evaluation.record
+    return [
         make_header(evaluation.title, describe(record)),
         make_contents(),
         sections.make_verdict(record),
@@ -49,7 +55,6 @@ def make_page(evaluation: Evaluation) -> str:
         grid(stack(sections.make_trials(record), sections.make_twin(record)), sections.make_verdicts(record)),
         sections.make_settings(record),
     ]
-    return assemble(evaluation.title, body, data, packer)
 
 
 def write_page(path: pathlib.Path, page: str) -> pathlib.Path:
@@ -67,7 +72,7 @@ def describe(record: dict[str, Any]) -> str:
     parts = [
         str(policy.get("name") or "") if policy.get("run") else "",
         f"{step:,} steps" if isinstance(step, int) else "",
-        ", ".join(map(str, data.get("symbols") or [])),
+        ", ".join(sections.texts(data.get("symbols"))),
         f"{data['split']} split of {data.get('dataset')}" if data.get("split") else str(data.get("dataset") or ""),
         " to ".join(sections.show_time(data.get(k))[:10] for k in ("first", "last") if data.get(k) is not None),
     ]

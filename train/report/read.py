@@ -39,7 +39,8 @@ class Evaluation(NamedTuple):
     @property
     def title(self) -> str:
         """Name of the run, or of the policy without one, and the split."""
-        policy, data = self.record.get("policy") or {}, self.record.get("data") or {}
+        parts = (self.record.get(name) for name in ("policy", "data"))
+        policy, data = (x if isinstance(x, dict) else {} for x in parts)
         name = str(policy.get("run") or policy.get("name") or self.folder.name)
         return f"{name}, {data['split']}" if data.get("split") else name
 

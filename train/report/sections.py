@@ -87,14 +87,19 @@ def texts(value: Any) -> list[str]:
 
 
 def objects(record: Json, name: str) -> list[Json]:
-    """Return a list of objects, empty if the record has none."""
+    """Return a list of objects, empty if the record has none. Another element counts as an empty object."""
     found = record.get(name)
-    return [x for x in found if isinstance(x, dict)] if isinstance(found, list) else []
+    return [x if isinstance(x, dict) else {} for x in found] if isinstance(found, list) else []
 
 
-def part(record: Json, name: str) -> Json:
+def numbers(value: Any) -> list[float]:
+    """Return the numbers of a list."""
+    return [x for x in value if is_number(x)] if isinstance(value, list) else []
+
+
+def part(record: Any, name: str) -> Json:
     """Return an object of the record, empty if it has none."""
-    found = record.get(name)
+    found = record.get(name) if isinstance(record, dict) else None
     return found if isinstance(found, dict) else {}
 
 
@@ -149,7 +154,7 @@ def make_baselines(record: Json) -> Markup:
         join([figure(record, "overall/sharpe", SIGNED), " ± ", figure(record, "overall/sharpe_error")]),
         figure(record, "lots/lots", COUNT), "", "", "",
     )]  # fmt: skip
-    ends = [x for b in listed for x in (b.get("interval") or []) if is_number(x)]
+    ends = [x for one in listed for x in numbers(one.get("interval"))]
     axis = bars.cover(ends)
     for i, one in enumerate(listed):
         at = f"baselines/{i}"
@@ -312,7 +317,7 @@ def _measure_tilt(one: Json) -> float:
 
 def _draw_feature(record: Json, i: int) -> Markup:
     """The bins of one feature."""
-    axis, lines, one = bars.Span(0, 1), [], record["actions"][i]
+    axis, lines, one = bars.Span(0, 1), [], objects(record, "actions")[i]
     for k in range(5):
         shares = [look_up(one, f"{side}/{k}") for side in ("long", "flat", "short")]
         if not all(map(is_number, shares)):
@@ -344,7 +349,7 @@ def make_chance(record: Json) -> Markup:
         ("shifted", "shifted starts", "bars between starts"),
         ("random", "random draws", ""),
     ):
-        values = [x for x in part(record, key).get("returns") or [] if is_number(x)]
+        values = numbers(part(record, key).get("returns"))
         if not values:
             parts.append(element("div", element("h3", title), empty(explain(record, f"{key}/returns"))))
             continue
@@ -376,7 +381,7 @@ def make_stresses(record: Json) -> Markup:
     listed = objects(record, "stresses")
     if not listed:
         return card("Stresses", empty("evaluation.json has no stresses."))
-    axis = bars.cover([x for s in listed for x in [*(s.get("interval") or []), s.get("difference")] if is_number(x)])
+    axis = bars.cover([x for s in listed for x in (*numbers(s.get("interval")), *numbers([s.get("difference")]))])
     rows = [
         (str(one.get("title") or one.get("name")), figure(record, f"stresses/{i}/return", GAIN, tone=True),
          figure(record, f"stresses/{i}/lots", COUNT), figure(record, f"stresses/{i}/difference", GAIN, tone=True),
@@ -439,7 +444,7 @@ def make_measures(record: Json) -> Markup:
         rows.append([key, element("span", ""), *cells])
     reasons = []
     for at, name in curves:
-        absent = part(look_up(record, at) or {}, "absent")
+        absent = part(look_up(record, at), "absent")
         reasons += [element("li", f"{name}: {k.replace('_', ' ')}: {why}") for k, why in absent.items()]
     for key, value in record.items():
         absent = value.get("absent") if isinstance(value, dict) and key != "overall" else None
