@@ -83,7 +83,7 @@ def _liquidations(trip: dict[str, float]) -> str:
 
 
 def trades_too_much(record: Record) -> str | None:
-    """Many lots a day whose costs take most of the gross profit."""
+    """Many lots a day, with costs that take most of the gross profit."""
     lots, waterfall = record["lots"], record["waterfall"]
     if not lots["lots"]:
         return None
