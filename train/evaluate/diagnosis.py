@@ -60,7 +60,7 @@ def ruined(record: Record) -> str | None:
     return None
 
 
-def costs_exceed_edge(record: Record) -> str | None:
+def edge_is_too_small(record: Record) -> str | None:
     """The gross edge of a round trip against its costs."""
     trip = record["round_trip"]
     if "gross" not in trip or record["waterfall"]["net"] >= 0:
@@ -181,7 +181,7 @@ def refuses_many(record: Record) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
-    ruined, never_trades, costs_exceed_edge, trades_too_much, lives_on_few_lots, lives_on_one_month, trades_one_side,
+    ruined, never_trades, edge_is_too_small, trades_too_much, lives_on_few_lots, lives_on_one_month, trades_one_side,
     ends_with_open_lots, earns_by_funding, sees_the_unknown, is_too_large, refuses_many,
 )  # fmt: skip
 
