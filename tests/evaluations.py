@@ -258,7 +258,7 @@ def _record(rng, parts, trades, symbols, policy, run, baselines) -> dict[str, An
                     "first": [FIRST + b * BAR_MS for b in range(0, max(bars - 2016, 1), 2016)]},
         "shifted": {"bars": 96, "returns": rng.normal(total, 0.02, 32).tolist()},
         "baselines": [],
-        "random": {"returns": draws.tolist(), "place": float((draws < total).mean())},
+        "random": {"returns": draws.tolist(), "place": float((draws < total).mean()), "lots_per_spell": 1.2},
         "stresses": [],
         "arithmetic": {},
         "latency": {"first_move": 1.8, "interval": [-0.6, 4.1], "candle_minutes": 3},

@@ -263,7 +263,7 @@ NOTHING = {
     "waterfall": {"gross": 3000.0, "slippage": -500.0, "fees": -500.0, "funding": 0.0, "net": 2000.0},
     "round_trip": {"gross": 30.0, "cost": 10.0, "funding": 0.0, "liquidation": 0.0, "typical_cost": 12.0},
     "verdicts": {"HOLD": 900, "ACCEPTED": 40},
-    "volume": {"median_share": 1e-4, "largest_share": 1e-3}, "random": {"place": 0.9},
+    "volume": {"median_share": 1e-4, "largest_share": 1e-3}, "random": {"place": 0.9, "lots_per_spell": 1.1},
     "actions": [{"feature": "rsi", "outside": 0.0}],
 }  # fmt: skip
 NO_LOTS = {"lots": {"lots": 0}, "waterfall": {"gross": 0.0, "slippage": 0.0, "fees": 0.0, "funding": 0.0, "net": 0.0}}
@@ -318,6 +318,8 @@ def test_rules_are_silent_without_a_reason():
     assert "gained 20.0 % (90 % interval -10.0 to +30.0 %)" in sentences[0]
     assert "earn 30.0 bp each before costs and pay 10.0 bp of fees and slippage." in sentences[1]
     assert "includes zero" in sentences[2] and "90 % of random traders" in sentences[2]
+    many = NOTHING | {"diagnosis": [], "random": {"place": 0.9, "lots_per_spell": 4.0}}
+    assert "random" not in write_verdict(many)[2]  # one drawn lot stands for four
 
 
 def test_a_policy_that_never_trades(env):

@@ -57,6 +57,8 @@ class RandomDraws(NamedTuple):
     """Mean of the accounts' returns."""
     own: float
     """The policy's return, computed in the same way."""
+    lots_per_spell: float
+    """Lots of the policy for which one drawn lot stands. Above 1 the draws pay fewer entries than the policy."""
     place: float
     """Share of the draws below the policy; ties count half."""
     lots: Int[np.ndarray, "draws"]
@@ -136,7 +138,7 @@ def play_baselines(
                 tuple(RUIN if play.ruined[row] else _end(a) for play, a in zip(plays, played, strict=True)),
             )
         )
-    return Rivals(baselines, _gather_draws(played, plays) if habits else NEVER)
+    return Rivals(baselines, _gather_draws(played, plays, lots.num_rows / len(habits.bars)) if habits else NEVER)
 
 
 def find_place(returns: Float[np.ndarray, "draws"], own: float) -> float:
@@ -492,12 +494,13 @@ def _play_chunk(
     return lax.fori_loop(0, bars, step, (loop, jnp.zeros((chunk, n), jnp.float32)))
 
 
-def _gather_draws(played: Sequence[Played], plays: Sequence[_Play]) -> RandomDraws:
+def _gather_draws(played: Sequence[Played], plays: Sequence[_Play], lots_per_spell: float) -> RandomDraws:
     returns = np.mean([play.closes[:, -1] / play.closes[:, 0] - 1 for play in plays], axis=0)
     own = float(np.mean([float(a.states.equity[-1]) / _initial(a) - 1 for a in played]))
     return RandomDraws(
         returns,
         own,
+        lots_per_spell,
         find_place(returns, own),
         lots=np.sum([play.opened[2:] for play in plays], axis=0),
         times=tuple(play.times for play in plays),

@@ -1,5 +1,6 @@
 """The reasons of a result, in words. Each rule reads the figures of evaluation.json and returns a sentence, or None."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ Rule = Callable[[Record], str | None]
 MANY_LOTS_A_DAY = 8
 LARGE_SHARE = 0.05
 OUTSIDE = 0.01
+ALIKE = 1.5
+"""Most lots for which a drawn lot stands, where draws and policy pay about the same costs."""
 
 
 def diagnose(record: Record) -> list[dict[str, str]]:
@@ -67,7 +70,7 @@ def edge_is_too_small(record: Record) -> str | None:
         return None
     gross, cost = trip["gross"], trip["cost"]
     if gross <= 0:
-        return f"Its entries lose {-gross:.1f} bp a round trip before costs, and a round trip costs {cost:.1f} bp more."
+        return f"Its entries lose {-gross:.1f} bp a round trip before costs, and the costs take another {cost:.1f} bp."
     text = f"A round trip costs {cost:.1f} bp here, and its entries earn {gross:.1f} bp before costs"
     if gross < cost:
         return f"{text}."
@@ -216,8 +219,9 @@ def _tell_reason(record: Record) -> str:
 
 
 def _tell_weight(record: Record) -> str:
-    overall, place = record["overall"], record["random"].get("place")
-    luck = f"; {100 * place:.0f} % of random traders of its kind did worse" if place is not None else ""
+    overall, random = record["overall"], record["random"]
+    alike = random.get("lots_per_spell", math.inf) < ALIKE
+    luck = f"; {100 * random['place']:.0f} % of random traders of its kind did worse" if alike else ""
     if not record["lots"]["lots"]:
         return "Without a trade there is nothing to believe or to doubt."
     interval = overall["intervals"].get("return")

@@ -265,7 +265,8 @@ def _describe_random(draws: RandomDraws | str, played: Sequence[Played], ours: f
     parts = [np.prod([closes[:, -1] / closes[:, 0] for closes, of in zip(draws.closes, symbols, strict=True)
                       if of == symbol], axis=0) for symbol in dict.fromkeys(symbols)]  # fmt: skip
     returns = np.mean(parts, axis=0) - 1  # as `combine_curves`
-    return {"returns": returns.tolist(), "place": find_place(returns, ours)}
+    found = {"returns": returns.tolist(), "place": find_place(returns, ours)}
+    return found | {"lots_per_spell": draws.lots_per_spell}
 
 
 def _describe_stress(stress: Stress, played: Sequence[Played]) -> dict[str, Any]:

@@ -368,7 +368,8 @@ def make_chance(record: Json) -> Markup:
         said += [f"; median {GAIN(middle)}, {lost} below zero."]
         if key == "random":
             place = figure(record, "random/place", fixed(0, factor=100, unit=" %"))
-            said += [" The policy lies above ", place, " of them."]
+            said += [" The policy lies above ", place, " of them. One drawn lot stands for "]
+            said += [figure(record, "random/lots_per_spell", fixed(1)), " of the policy's lots that overlap."]
         elif own:
             said += [" The line is the policy's return."]
         parts.append(element("div", element("h3", title), drawn, ends, element("p", join(said), class_="note")))
