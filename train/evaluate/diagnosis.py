@@ -10,7 +10,7 @@ Rule = Callable[[Record], str | None]
 MANY_LOTS_A_DAY = 8
 LARGE_SHARE = 0.05
 OUTSIDE = 0.01
-ALIKE = 1.5
+ALIKE = 1.2
 """Most lots for which a drawn lot stands, where draws and policy pay about the same costs."""
 
 
