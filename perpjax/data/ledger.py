@@ -1,6 +1,6 @@
 """A diary of looks at market data: one JSON object a line, appended to one file of the user.
 
-It is no proof: the user may edit it. Looks on other machines, through `split=None` or in the source files are not in it.
+It is no proof: the user may edit it. It knows no looks on other machines, through `split=None` or in the source files.
 """
 
 import contextlib
