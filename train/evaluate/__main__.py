@@ -85,6 +85,7 @@ def show(record: dict[str, Any], out: pathlib.Path) -> None:
         ))  # fmt: skip
     else:
         console.print(Text(f"THE FLOAT64 TWIN DISAGREES: {clean('; '.join(twin['disagreements']))}"), style="bold red")
+    console.print(Text(clean(record["trials"]["note"])))
     console.print(Text(f"report: {clean(out / 'report.html')}"))
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from perpjax import PerpEnv
 from perpjax._grid import BAR_MS
 from perpjax.data.dataset import load_tables
+from perpjax.data.ledger import Ledger, Span, market_spans
 from perpjax.rollout import Act
 from perpjax.rules.orders import Verdict
 from perpjax.vec import Env, unwrapped
@@ -40,6 +41,7 @@ from train.evaluate.measures import (
     utc_days,
 )
 from train.evaluate.stresses import Stress, cost_arithmetic, first_moves, play_stresses
+from train.evaluate.trials import judge_trials
 from train.evaluate.windows import Windows
 from train.report import write_report
 
@@ -99,6 +101,7 @@ def evaluate(
     dataset: str | None = None,
     split: str | None = None,
     traded: Traded | None = None,
+    spans: Sequence[Span] | None = None,
     facts: dict[str, Any] | None = None,
     quick: bool = False,
     seed: int = 0,
@@ -112,7 +115,9 @@ def evaluate(
       name: of the policy, for the report.
       dataset, split: of the data, for the report.
       traded: traded value of the bars, see `read_traded`.
-      facts: of the policy, added to the record.
+      spans: key of the data in the ledger, see `perpjax.data.dataset.find_spans`. None: that of the market.
+      facts: of the policy, added to the record. `settings`, a hash, tells policies apart in the ledger; without it
+        two policies with different results are two.
       quick: without stresses, shifted starts, and the baselines that trade.
       seed: of the policy's random numbers, the random draws and the bootstrap.
 
@@ -152,6 +157,7 @@ def evaluate(
     record["diagnosis"] = diagnose(record)
     record["verdict"] = write_verdict(record)
     record["sha256"] = hash_record(record)
+    record["trials"] = _enter_look(record, list(spans or market_spans(env.market)))
     return Evaluation(record, tabulate_equity(played), lots, tabulate_candles(played))
 
 
@@ -175,6 +181,17 @@ def hash_record(record: dict[str, Any]) -> str:
     """Return the SHA-256 of a record without its trials; equal for two evaluations of one policy."""
     body = {name: value for name, value in record.items() if name not in SECRET}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _enter_look(record: dict[str, Any], spans: list[Span]) -> dict[str, Any]:
+    """Enter this look into the ledger, and return its place among the others."""
+    policy, daily = record["policy"], record["daily"]
+    look = {
+        "run": policy.get("run") or policy["name"], "step": policy.get("step"), "split": record["data"]["split"],
+        "settings": policy.get("settings"), "result": record["sha256"], "spans": spans, "dates": daily["dates"],
+        "returns": daily["returns"],
+    }  # fmt: skip
+    return judge_trials(Ledger(), look)
 
 
 def tabulate_equity(played: Sequence[Played]) -> pa.Table:
