@@ -166,6 +166,16 @@ def test_a_writer_waits_for_the_lock_and_not_for_ever(home, monkeypatch):
     os.close(other)
 
 
+def test_a_lock_left_behind_is_passed_over(home, monkeypatch):
+    monkeypatch.setattr(ledger, "fcntl", None)
+    monkeypatch.setattr(ledger, "_PATIENCE_S", 0.1)
+    home.append(ENTRY)
+    lock = home.path.with_name("ledger.jsonl.lock")
+    lock.touch()
+    home.append(ENTRY)
+    assert len(home.entries()) == 2 and not lock.exists()
+
+
 def test_the_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("PERPJAX_DATA", "~/diary")
     assert data_folder() == pathlib.Path.home() / "diary"

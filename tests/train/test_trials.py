@@ -2,11 +2,13 @@
 
 import datetime
 import math
+import pathlib
 import statistics
 
 import numpy as np
 import pytest
 
+import train
 from perpjax.data.ledger import Ledger
 from train.evaluate.trials import (
     LEAST_DAYS,
@@ -329,3 +331,15 @@ def test_a_look_must_be_whole(ledger):
     with pytest.raises(ValueError, match="lacks settings"):
         judge_trials(ledger, {name: x for name, x in look(skewed(60)).items() if name != "settings"})
     assert ledger.entries() == []
+
+
+# The seal.
+
+
+def test_only_the_evaluation_may_break_the_seal():
+    """`open_sealed` loads the test split without an entry; no other module names it."""
+    root = pathlib.Path(train.__file__).parents[1]
+    for path in [p for name in ("perpjax", "train", "benchmarks") for p in (root / name).rglob("*.py")]:
+        if "open_sealed" in path.read_text(encoding="utf-8"):
+            where = path.relative_to(root).as_posix()
+            assert where in ("perpjax/data/dataset.py", "train/ppo/judge.py"), where
