@@ -279,6 +279,8 @@ CASES = [
      "costs about 23 bp here, and the entries that it draws when it explores earn 4.0 bp before costs"),
     ("never_trades", change(**NO_LOTS, verdicts={"HOLD": 1, "ACCEPTED": 0, "BELOW_MINIMUM": 70}),
      "its 70 orders were all refused, 70 of them as BELOW_MINIMUM"),
+    ("never_trades", change(**NO_LOTS, verdicts={"HOLD": 9000, "ACCEPTED": 0, "DATA_GAP": 6}),
+     "its 6 orders were all refused, 6 of them as DATA_GAP (the first candle of the bar is missing). A round trip"),
     ("never_trades", change(**NO_LOTS), "A round trip costs about 12 bp here."),
     ("edge_is_too_small", change(waterfall={"net": -5.0}, round_trip={"gross": 4.0, "cost": 23.0}),
      "A round trip costs 23.0 bp here, and its entries earn 4.0 bp before costs."),

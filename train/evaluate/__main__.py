@@ -139,7 +139,7 @@ def _tell_difference(found: dict[str, Any]) -> str:
     """The sum of daily differences and its 90 % interval, in percent."""
     interval = found["interval"]
     spread = f" ({100 * interval[0]:+.0f} to {100 * interval[1]:+.0f})" if interval else ""
-    return f"{100 * found['difference']:+.1f}{spread}"
+    return f"{100 * found['difference']:+.0f}{spread}"
 
 
 def _figures(found: dict[str, Any], lots: int | None, error: str = "") -> list[str]:

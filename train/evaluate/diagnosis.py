@@ -10,6 +10,8 @@ Rule = Callable[[Record], str | None]
 MANY_LOTS_A_DAY = 8
 LARGE_SHARE = 0.05
 OUTSIDE = 0.01
+SELDOM = 0.01
+"""Share of the bars with an order, up to which a policy that never trades mostly does not want to."""
 ALIKE = 1.2
 """Most lots for which a drawn lot stands, where draws and policy pay about the same costs."""
 
@@ -25,14 +27,15 @@ def never_trades(record: Record) -> str | None:
     if record["lots"]["lots"]:
         return None
     refused = {name: n for name, n in record["verdicts"].items() if name not in ("HOLD", "ACCEPTED")}
+    begin = "It never trades."
     if refused:
         name, most = max(refused.items(), key=lambda item: item[1])
-        return (
-            f"It never trades: its {sum(refused.values()):,} orders were all refused, {most:,} of them as {name}"
-            f"{_REFUSALS.get(name, '')}."
-        )
+        orders = f"{sum(refused.values()):,} orders were all refused, {most:,} of them as {name}"
+        begin = f"It never trades: its {orders}{_REFUSALS.get(name, '')}."
+        if sum(refused.values()) > SELDOM * sum(record["verdicts"].values()):
+            return begin
     cost = record["round_trip"]["typical_cost"]
-    text = f"It never trades. A round trip costs about {cost:.0f} bp here"
+    text = f"{begin} A round trip costs about {cost:.0f} bp here"
     explored = record["round_trip"].get("explored_gross")
     if explored is None:
         return text + "."
