@@ -112,12 +112,13 @@ class PPO:
         """Play `num_steps` steps of every environment.
 
         Returns:
-          The state afterwards, the steps, the discounted return after each of them, and counts of ended episodes.
+          The state afterwards, the steps, the discounted return after each of them, and the sums over the ended
+          episodes of each environment.
         """
         learner, gamma = state.learner, self.config.gamma
 
         def step(loop: tuple, _: None) -> tuple:
-            states, carry, discounted, key = loop
+            (states, carry, discounted, key), counts = loop
             key, key_action = jax.random.split(key)
             reset = begins_episode(states)
             obs = learner.observations.standardise(states.obs) + noise
@@ -131,11 +132,12 @@ class PPO:
                 states.obs, reset, action, distribution.log_prob(action), value,
                 stepped.reward, stepped.terminated, stepped.truncated, final_value,
             )  # fmt: skip
-            loop = stepped, carry, jnp.where(done, 0, discounted), key
-            return loop, (transition, discounted, count_episodes(stepped, done))
+            counts = jax.tree.map(jnp.add, counts, count_episodes(stepped))
+            return ((stepped, carry, jnp.where(done, 0, discounted), key), counts), (transition, discounted)
 
         loop = state.envs, state.carry, state.discounted, state.key
-        loop, (steps, returns, counts) = jax.lax.scan(step, loop, length=self.config.num_steps)
+        zeros = jax.tree.map(jnp.zeros_like, count_episodes(state.envs))
+        (loop, counts), (steps, returns) = jax.lax.scan(step, (loop, zeros), length=self.config.num_steps)
         return TrainState(learner, *loop), steps, returns, counts
 
     def estimate(self, state: TrainState, steps: Transition, scale: Moments, noise: Float[Array, "envs obs"]) -> Rows:

@@ -54,12 +54,12 @@ def compute_gae(
     delta = reward + gamma * following - value
     keep = gamma * gae_lambda * ~(terminated | truncated)
 
-    def backwards(advantage: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        delta_t, keep_t = step
-        advantage = delta_t + keep_t * advantage
-        return advantage, advantage
+    def join(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The advantage at the earlier step is `delta + keep * (advantage at the later one)`."""
+        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
 
-    return jax.lax.scan(backwards, jnp.zeros_like(last_value), (delta, keep), reverse=True)[1]
+    # In 5 rounds for 32 steps: a GPU takes longer for 32 small kernels than for the arithmetic.
+    return jax.lax.associative_scan(join, (delta, keep), reverse=True)[0]
 
 
 def ppo_loss(
