@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from perpjax import VecEnv
@@ -189,11 +190,14 @@ class PPO:
             carry, rows = jax.tree.map(lambda x: x[block], (carries, blocks))
             (_, losses), grads = jax.value_and_grad(compute_loss, has_aux=True)(params, carry, rows)
             updates, opt_state = optimiser.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), losses | {"grad_norm": optax.tree.norm(grads)}
+            losses |= {"grad_norm": jnp.linalg.norm(ravel_pytree(grads)[0])}
+            names.update(losses)
+            return (optax.apply_updates(params, updates), opt_state), jnp.stack(list(losses.values()))
 
+        names: dict[str, Array] = {}
         orders = jax.vmap(lambda k: jax.random.permutation(k, config.minibatches))(jax.random.split(key, config.epochs))
         loop, losses = jax.lax.scan(learn, (learner.params, learner.optimiser), orders.reshape(-1))
-        return *loop, losses
+        return *loop, dict(zip(names, losses.T, strict=True))
 
     def replay(self, params: Params, carry: Carry, rows: Rows) -> tuple[Distribution, Array]:
         """Return distribution and value of every row under other parameters.
@@ -214,13 +218,10 @@ def make_optimiser(config: Config) -> optax.GradientTransformation:
     """Return Adam with clipped gradients and decoupled weight decay of matrices; the rate falls linearly to zero."""
     steps = config.num_updates * config.epochs * config.minibatches
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            optax.linear_schedule(config.learning_rate, 0.0, steps),
-            eps=1e-5,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
-        ),
+        # As one vector: a GPU takes longer for the norm of ten small arrays than for the arithmetic.
+        optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))),
+        optax.add_decayed_weights(config.weight_decay, lambda params: jax.tree.map(lambda x: x.ndim > 1, params)),
+        optax.scale_by_learning_rate(optax.linear_schedule(config.learning_rate, 0.0, steps)),
     )
 
 
