@@ -69,7 +69,7 @@ class PPO:
         params = self.policy.init(key_params, states.obs[:1])
         learner = Learner(
             params=params,
-            optimiser=make_optimiser(config).init(params),
+            optimiser=make_optimiser(config, params).init(ravel_pytree(params)[0]),
             observations=Moments.empty(states.obs.shape[1:]),
             returns=Moments.empty(()),
             update=jnp.int32(0),
@@ -171,7 +171,7 @@ class PPO:
         Args:
           carry: the policy's memory before the first step.
         """
-        config, optimiser = self.config, make_optimiser(self.config)
+        config, optimiser = self.config, make_optimiser(self.config, learner.params)
         has_memory = bool(jax.tree.leaves(carry))
 
         def to_blocks(x: Array) -> Array:
@@ -181,23 +181,26 @@ class PPO:
         blocks = jax.tree.map(to_blocks, rows)
         carries = jax.tree.map(lambda x: x.reshape(config.minibatches, -1, *x.shape[1:]), carry)
 
-        def compute_loss(params: Params, carry: Carry, rows: Rows) -> tuple[Array, Metrics]:
-            distribution, value = self.replay(params, carry, rows)
+        # One vector of all parameters: a GPU takes longer to launch ten small kernels than for their arithmetic.
+        vector, unravel = ravel_pytree(learner.params)
+        names: list[str] = []
+
+        def compute_loss(vector: Array, carry: Carry, rows: Rows) -> tuple[Array, Metrics]:
+            distribution, value = self.replay(unravel(vector), carry, rows)
             return self.loss(distribution, value, rows, config)
 
-        def learn(loop: tuple[Params, optax.OptState], block: Array) -> tuple:
-            params, opt_state = loop
+        def learn(loop: tuple[Array, optax.OptState], block: Array) -> tuple:
+            vector, opt_state = loop
             carry, rows = jax.tree.map(lambda x: x[block], (carries, blocks))
-            (_, losses), grads = jax.value_and_grad(compute_loss, has_aux=True)(params, carry, rows)
-            updates, opt_state = optimiser.update(grads, opt_state, params)
-            losses |= {"grad_norm": jnp.linalg.norm(ravel_pytree(grads)[0])}
-            names.update(losses)
-            return (optax.apply_updates(params, updates), opt_state), jnp.stack(list(losses.values()))
+            (_, losses), grads = jax.value_and_grad(compute_loss, has_aux=True)(vector, carry, rows)
+            updates, opt_state = optimiser.update(grads, opt_state, vector)
+            losses |= {"grad_norm": optax.tree.norm(grads)}
+            names[:] = losses  # known once the loss is traced
+            return (optax.apply_updates(vector, updates), opt_state), jnp.stack(list(losses.values()))
 
-        names: dict[str, Array] = {}
         orders = jax.vmap(lambda k: jax.random.permutation(k, config.minibatches))(jax.random.split(key, config.epochs))
-        loop, losses = jax.lax.scan(learn, (learner.params, learner.optimiser), orders.reshape(-1))
-        return *loop, dict(zip(names, losses.T, strict=True))
+        (vector, optimiser), losses = jax.lax.scan(learn, (vector, learner.optimiser), orders.reshape(-1))
+        return unravel(vector), optimiser, dict(zip(names, losses.T, strict=True))
 
     def replay(self, params: Params, carry: Carry, rows: Rows) -> tuple[Distribution, Array]:
         """Return distribution and value of every row under other parameters.
@@ -214,14 +217,16 @@ class PPO:
         return jax.lax.scan(step, carry, (rows.obs, rows.reset))[1]
 
 
-def make_optimiser(config: Config) -> optax.GradientTransformation:
-    """Return Adam with clipped gradients and decoupled weight decay of matrices; the rate falls linearly to zero."""
+def make_optimiser(config: Config, params: Params) -> optax.GradientTransformation:
+    """Return Adam with clipped gradients and decoupled weight decay of matrices; the rate falls linearly to zero.
+
+    It works on the vector of all parameters, as `ravel_pytree` makes it.
+    """
     steps = config.num_updates * config.epochs * config.minibatches
+    decay, _ = ravel_pytree(jax.tree.map(lambda x: jnp.full(x.shape, config.weight_decay * (x.ndim > 1)), params))
     return optax.chain(
-        # As one vector: a GPU takes longer for the norm of ten small arrays than for the arithmetic.
-        optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))),
-        optax.add_decayed_weights(config.weight_decay, lambda params: jax.tree.map(lambda x: x.ndim > 1, params)),
-        optax.scale_by_learning_rate(optax.linear_schedule(config.learning_rate, 0.0, steps)),
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(optax.linear_schedule(config.learning_rate, 0.0, steps), eps=1e-5, weight_decay=decay),
     )
 
 

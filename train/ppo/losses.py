@@ -78,15 +78,15 @@ def ppo_loss(
     log_ratio = distribution.log_prob(rows.action) - rows.log_prob
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-    policy_loss = -jnp.mean(jnp.minimum(ratio * rows.advantage, clipped * rows.advantage))
     value_clipped = rows.value + jnp.clip(value - rows.value, -config.clip, config.clip)
-    value_loss = 0.5 * jnp.mean(jnp.maximum((value - rows.target) ** 2, (value_clipped - rows.target) ** 2))
-    entropy = jnp.mean(distribution.entropy())
-    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-    return loss, {
-        "policy_loss": policy_loss,
-        "value_loss": value_loss,
-        "entropy": entropy,
-        "kl": jnp.mean(ratio - 1 - log_ratio),
-        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > config.clip),
+    parts = {
+        "policy_loss": -jnp.minimum(ratio * rows.advantage, clipped * rows.advantage),
+        "value_loss": 0.5 * jnp.maximum((value - rows.target) ** 2, (value_clipped - rows.target) ** 2),
+        "entropy": distribution.entropy(),
+        "kl": ratio - 1 - log_ratio,
+        "clip_fraction": (jnp.abs(ratio - 1) > config.clip).astype(ratio.dtype),
     }
+    means = jnp.mean(jnp.stack(list(parts.values())).reshape(len(parts), -1), axis=1)  # one reduction for all
+    means = dict(zip(parts, means, strict=True))
+    loss = means["policy_loss"] + config.value_coef * means["value_loss"] - config.entropy_coef * means["entropy"]
+    return loss, means
