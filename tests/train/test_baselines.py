@@ -224,9 +224,7 @@ def test_habits_are_those_of_the_policy(crash):
     held = account.states.account.lots.quantity[:-1].any(axis=1)
     assert habits.entry_rate == pytest.approx(lots.num_rows / np.sum(~held))
     assert habits.notional == pytest.approx(1.0, rel=0.05) and habits.leverage == pytest.approx(10)
-    assert abs(habits.exposure) == pytest.approx(
-        np.mean(account.states.account.lots.quantity[1:].any(axis=1)), rel=0.05
-    )
+    assert habits.exposure == pytest.approx(np.mean(account.states.account.lots.side[1:].sum(axis=1)), rel=0.05)
 
 
 def test_lots_at_the_same_time_are_one_spell():
@@ -246,9 +244,9 @@ def test_lots_at_the_same_time_are_one_spell():
     assert habits.entry_rate == 2 / 5
     # Of the margin that is left each takes a quarter. After bars 2, 3, 4 to 8 there are one, two and three.
     one, two, three = 0.25, 0.25 + 0.1875, 0.25 + 0.1875 + 0.140625
-    total = one + two + 5 * three + 8 * one
-    assert habits.notional == pytest.approx(total / 15, rel=2e-3)
-    assert habits.exposure == pytest.approx(total / 19, rel=2e-3)  # long in the mean
+    longs, shorts = one + two + 5 * three, 8 * one
+    assert habits.notional == pytest.approx((longs + shorts) / 15, rel=2e-3)
+    assert habits.exposure == pytest.approx((longs - shorts) / 19, rel=1e-2)  # long in the mean
 
 
 def test_draws_have_the_rate_the_sides_and_the_times():

@@ -151,8 +151,8 @@ def test_numbers_are_those_of_the_evaluation(name, request):
 def test_every_part_has_a_title(folder):
     titles = re.findall(r"<h2>([^<]+)</h2>", (folder / "report.html").read_text())
     assert titles == [
-        "Verdict", "Policy and baselines", "Equity and drawdown", "Account by bar", "Candles and lots",
-        "From gross to net", "Exits by reason", "Months", "Lots in numbers", "A mean lot", "Holding time and profit",
+        "Verdict", "Policy and baselines", "From gross to net", "Exits by reason", "Months", "Equity and drawdown",
+        "Account by bar", "Candles and lots", "Lots in numbers", "A mean lot", "Holding time and profit",
         "Arithmetic of costs, and latency", "Actions against features", "The role of chance", "Stresses", "Measures",
         "Looks at this data", "Check by the twin", "Orders by verdict", "Settings",
     ]  # fmt: skip

@@ -94,7 +94,7 @@ def _other_reasons(record: dict[str, Any]) -> list[str]:
     return [x["text"] for x in record["diagnosis"] if x["text"] not in record["verdict"]]
 
 
-_CAPTION = "fall: the deepest from a peak. less it: sum of the daily differences, with its 90 % interval."
+_CAPTION = "fall: the deepest from a peak. less it: difference of the two returns, with its 90 % interval."
 
 
 def _tabulate(record: dict[str, Any]) -> Table:
@@ -131,12 +131,13 @@ def _tabulate_stresses(record: dict[str, Any]) -> Table:
     for name in ("return %", "lots", "less the policy %"):
         table.add_column(name, justify="right", no_wrap=True)
     for x in record["stresses"]:
-        table.add_row(Text(clean(x["title"])), f"{100 * x['return']:+.2f}", f"{x['lots']:,}", _tell_difference(x))
+        title = clean(x["title"]) + " (ruin)" * bool(x["ruined"])
+        table.add_row(Text(title), f"{100 * x['return']:+.2f}", f"{x['lots']:,}", _tell_difference(x))
     return table
 
 
 def _tell_difference(found: dict[str, Any]) -> str:
-    """The sum of daily differences and its 90 % interval, in percent."""
+    """The difference of two returns and its 90 % interval, in percent."""
     interval = found["interval"]
     spread = f" ({100 * interval[0]:+.0f} to {100 * interval[1]:+.0f})" if interval else ""
     return f"{100 * found['difference']:+.0f}{spread}"

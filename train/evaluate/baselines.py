@@ -28,6 +28,8 @@ from train.evaluate.measures import DAY_MS
 
 FAST, SLOW = 96, 384
 """Spans of the EMA trend, bars: one day and four."""
+LEAST_EXPOSURE = 0.005
+"""A policy's mean exposure below this is none: longs and shorts cancel."""
 CHUNK = 1024
 """Bars of one call of the compiled program. Accounts of any length share it."""
 NEVER, QUICK = "the policy never trades", "left out of a quick evaluation"
@@ -92,7 +94,7 @@ class Habits(NamedTuple):
     notional: float
     """Mean total notional at entry over equity, while in the market."""
     exposure: float
-    """The same over all bars, with the sign of the mean signed notional."""
+    """Mean signed notional at entry over equity, over all bars; negative: short."""
     leverage: float
     """Total notional over total margin of all lots."""
 
@@ -114,8 +116,8 @@ def play_baselines(
     """
     habits = find_habits(played, lots)
     baselines = [_stay_flat(played), _follow_market(played), _buy_and_hold(played, 1.0, "buy and hold", "")]
-    if habits and habits.exposure:
-        name, why = "hold its mean size", ", the policy's mean over all its bars"
+    if habits and abs(habits.exposure) >= LEAST_EXPOSURE:
+        name, why = "hold its mean size", ", the policy's mean exposure"
         baselines.append(_buy_and_hold(played, habits.exposure, name, why))
     if quick:
         return Rivals(baselines, QUICK)
@@ -175,7 +177,7 @@ def find_habits(played: Sequence[Played], lots: pa.Table) -> Habits | None:
         bars=spells[:, 1],
         # Lots that end in the bar of their entry are in no state.
         notional=float(np.abs(inside).mean() if len(inside) else notional.mean() / initial),
-        exposure=float(np.copysign(np.abs(held).mean(), held.mean() if held.mean() else 1.0)),
+        exposure=float(held.mean()) if len(held) else 0.0,
         leverage=float(notional.sum() / (notional / leverage).sum()),
     )
 

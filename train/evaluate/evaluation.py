@@ -24,7 +24,7 @@ from perpjax.vec import Env, unwrapped
 from train.checkpoint import write_json
 from train.evaluate.account import Played, play_account
 from train.evaluate.baselines import QUICK, Baseline, RandomDraws, Rivals, find_place, play_baselines
-from train.evaluate.bootstrap import find_interval, resample_days, sum_up
+from train.evaluate.bootstrap import compare, resample_days
 from train.evaluate.diagnosis import diagnose, write_verdict
 from train.evaluate.lots import Agreement, find_lots
 from train.evaluate.measures import (
@@ -235,10 +235,16 @@ def _describe_data(env: PerpEnv, played: Sequence[Played], dataset: str | None, 
     data = {
         "dataset": dataset or ", ".join(env.market.symbols), "split": split, "symbols": list(env.market.symbols),
         "first": int(min(a.times()[0] for a in played)), "last": int(max(a.times()[-1] for a in played)),
-        "candles_per_bar": env.market.candles_per_bar,
+        "candles_per_bar": env.market.candles_per_bar, "settlements": sum(map(_count_settlements, played)),
     }  # fmt: skip
     params = {f.name: float(str(np.asarray(getattr(env.params, f.name)))) for f in dataclasses.fields(env.params)}
     return {"data": data, "params": params, "config": dataclasses.asdict(env.config)}
+
+
+def _count_settlements(account: Played) -> int:
+    """Bars with a funding rate other than 0."""
+    market, t = account.env.market, account.states.t[: account.steps]
+    return int(np.count_nonzero(np.asarray(market.candles[:, -3])[t]))
 
 
 def _describe_account(account: Played) -> dict[str, Any]:
@@ -255,7 +261,8 @@ def _combine(played: Sequence[Played], curves: Sequence[np.ndarray]) -> Float[np
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
-    return {"difference": float(np.sum(ours - theirs)), "interval": find_interval(sum_up, ours - theirs)}
+    """The difference of two whole returns, and its interval from the same resampled days of both."""
+    return {"difference": float(np.prod(1 + ours) - np.prod(1 + theirs)), "interval": compare(ours, theirs)}
 
 
 def _describe_baseline(baseline: Baseline, played: Sequence[Played], returns: np.ndarray) -> dict[str, Any]:
@@ -297,7 +304,10 @@ def _describe_stress(stress: Stress, played: Sequence[Played]) -> dict[str, Any]
         curves.append(combine_curves(parts))
     (times, changed), (_, plain) = curves
     changed_days, plain_days = daily_returns(times, changed), daily_returns(times, plain)
-    found = {"name": stress.name, "title": stress.title, "return": float(changed[-1] - 1), "lots": stress.opened}
+    found = {
+        "name": stress.name, "title": stress.title, "return": float(changed[-1] - 1), "lots": stress.opened,
+        "ruined": stress.ruined,
+    }  # fmt: skip
     return found | _difference(changed_days, plain_days)
 
 

@@ -40,10 +40,10 @@ def make_body(evaluation: Evaluation) -> list[Markup]:
         sections.make_verdict(record),
         sections.make_tiles(record),
         sections.make_baselines(record),
+        place_months(record),
         card("Equity and drawdown", chart("daily", "tall"), note="Cumulative return and drawdown in percent, by day."),
         make_account_card(),
         make_lots_card(),
-        place_months(record),
         grid(
             stack(sections.make_lot_figures(record), sections.make_round_trip(record)),
             stack(make_scatter_card(), sections.make_arithmetic(record)),
@@ -134,7 +134,11 @@ def make_lots_card() -> Markup:
     )
     table = element("div", element("table", id="lots", class_="wide"), class_="scroll", tabindex="0", role="region",
                     aria_label="Table of lots")  # fmt: skip
-    note = element("span", "Prices in quote currency, times in UTC. ", element("span", id="short-note"))
+    note = element(
+        "span",
+        "Prices in quote currency, times in UTC. Entry and exit prices hold the slippage, gross does not. ",
+        element("span", id="short-note"),
+    )
     return card("Candles and lots", bar, drawn, key, filters, table, note=note, class_="full")
 
 

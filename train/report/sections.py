@@ -168,7 +168,7 @@ def make_baselines(record: Json) -> Markup:
             draw_interval(axis, one),
         ))  # fmt: skip
     head = ("", "return", "drawdown", "Sharpe ± error", "lots", "policy less it", "90 % interval", "")
-    note = "The difference is the sum of the daily returns, policy less baseline. An interval with 0 proves no edge."
+    note = "The difference is that of the two returns. If its interval holds 0, chance may have made it."
     market = element("p", "The price returned ", figure(record, "market_return", GAIN, tone=True), ".", class_="note")
     lines = [table(head, rows, "wide", "The policy against every baseline"), market]
     return card("Policy and baselines", lines if listed else [*lines, empty("No baseline was played.")], note=note)
@@ -188,7 +188,11 @@ def draw_interval(axis: bars.Span, one: Json) -> Markup:
 
 def make_waterfall(record: Json, at: str = "waterfall", title: str = "From gross to net") -> Markup:
     """Return the steps from the gross to the net of all lots."""
-    return card(title, draw_waterfall(record, at), note="Quote currency, all lots together. Costs count as losses.")
+    return card(
+        title,
+        draw_waterfall(record, at),
+        note="Quote currency, all lots together. Gross is at untouched prices, and costs count as losses.",
+    )
 
 
 def find_steps(record: Any, at: str = "waterfall") -> list[tuple[str, str, float, float]]:
@@ -373,7 +377,10 @@ def make_chance(record: Json) -> Markup:
         elif own:
             said += [" The line is the policy's return."]
         parts.append(element("div", element("h3", title), drawn, ends, element("p", join(said), class_="note")))
-    note = "Returns of the same policy in other spans, and of orders drawn at random. The dashed line is the median."
+    note = (
+        "Returns of the same policy in other spans, and of random traders with its entry rate, sides, times and size. "
+        "Shifted starts overlap almost wholly: they show the weight of the path, and are no trials of their own."
+    )
     return card("The role of chance", element("div", parts, class_="trellis"), note=note, class_="full")
 
 
