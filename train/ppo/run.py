@@ -153,9 +153,13 @@ class _Session:
         for text in self.messages:
             hooks.on_message(text)
 
-        state = resumed.state if resumed else _begin(self.ppo, envs, origin)
+        program = None
         if self.progress.update < config.num_updates:
-            state = self._learn(envs, validation_env, state)
+            # A thread of its own for the largest program; the first state has a program, too.
+            program = InThread(lambda: compile_chunk(self.ppo.update, envs, forms, config.schedule.most))
+        state = resumed.state if resumed else _begin(self.ppo, envs, origin)
+        if program is not None:
+            state = self._learn(envs, validation_env, state, program)
         if self.stopper.wanted is None:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
@@ -163,12 +167,15 @@ class _Session:
             report = self._judge(validation_env) if config.report else ""
             hooks.on_end(report + self._last_words())
 
-    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState) -> TrainState:
-        """Compile, and run the updates up to the end or a signal; everything is saved afterwards."""
+    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState, program: InThread) -> TrainState:
+        """Run the updates up to the end or a signal; everything is saved afterwards.
+
+        Args:
+          program: compiles them.
+        """
         config, hooks = self.config, self.hooks
         hooks.on_stage("compiling")
         windows = Windows.of(validation, jax.random.key(EVALUATION_SEED), most=LOOK_WINDOWS)
-        program = InThread(lambda: compile_chunk(self.ppo.update, envs, state, config.schedule.most))
         if config.schedule.evaluate_every:
             self._look(windows, state.learner)  # to compile it meanwhile
         run_chunk = program()
