@@ -75,7 +75,12 @@ class Schedule:
 
 
 def compile_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) -> Any:
-    """Compile `(envs, state, n) -> (state, metrics [most])`, n updates of which the first n metrics count.
+    """Compile the program of `lower_chunk`."""
+    return lower_chunk(update, envs, state, most).compile()
+
+
+def lower_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) -> jax.stages.Lowered:
+    """Return the program `(envs, state, n) -> (state, metrics [most])`, n updates of which the first n metrics count.
 
     Args:
       state: arrays or `jax.ShapeDtypeStruct`. The program takes its buffers over (donation).
@@ -94,7 +99,7 @@ def compile_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) ->
 
         return jax.lax.fori_loop(0, n, step, (state, room))
 
-    return jax.jit(chunk, donate_argnums=1).lower(envs, state, jnp.int32(0)).compile()
+    return jax.jit(chunk, donate_argnums=1).lower(envs, state, jnp.int32(0))
 
 
 def run_updates(

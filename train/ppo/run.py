@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.data.seeds import seed_key
@@ -23,7 +24,7 @@ from train.hooks.display import Display
 from train.hooks.jsonl import JsonLines
 from train.hooks.tensorboard import TensorBoard
 from train.hooks.warner import Warner
-from train.loop import Progress, compile_chunk, run_updates
+from train.loop import Progress, compile_chunk, lower_chunk, run_updates
 from train.memory import check_fit, count_bytes, program_bytes
 from train.policies import describe_policy, make_policy, single_carry
 from train.ppo.algorithm import PPO
@@ -142,7 +143,7 @@ class _Session:
         train_env, validation_env = (make_env(config, split, dataset) for split in ("train", "val"))
         envs = VecEnv(AutoReset(train_env))
         forms = jax.eval_shape(self.ppo.init, envs, jax.random.key(0))
-        check_fit(_lower_bound(self.ppo, envs, forms), "at least, before anything is compiled", config.num_envs)
+        check_fit(_lower_bound(config, forms), "at least, before anything is compiled", config.num_envs)
         resumed = None if self.is_new else self._read(forms)
         origin = None if config.init_from is None or resumed else self._read_origin(train_env)
         self._record({"train": train_env.market, "val": validation_env.market}, resumed)
@@ -153,13 +154,15 @@ class _Session:
         for text in self.messages:
             hooks.on_message(text)
 
-        program = None
-        if self.progress.update < config.num_updates:
-            # A thread of its own for the largest program; the first state has a program, too.
-            program = InThread(lambda: compile_chunk(self.ppo.update, envs, forms, config.schedule.most))
+        is_to_learn = self.progress.update < config.num_updates
+        if is_to_learn:
+            hooks.on_stage("compiling")
+            # The largest program begins first, in a thread. The first state needs a program, too.
+            lowered = InThread(lambda: lower_chunk(self.ppo.update, envs, forms, config.schedule.most))
+            program = InThread(lambda: lowered().compile())
         state = resumed.state if resumed else _begin(self.ppo, envs, origin)
-        if program is not None:
-            state = self._learn(envs, validation_env, state, program)
+        if is_to_learn:
+            state = self._learn(envs, validation_env, state, lowered, program)
         if self.stopper.wanted is None:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
@@ -167,17 +170,25 @@ class _Session:
             report = self._judge(validation_env) if config.report else ""
             hooks.on_end(report + self._last_words())
 
-    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState, program: InThread) -> TrainState:
+    def _learn(
+        self, envs: VecEnv, validation: PerpEnv, state: TrainState, lowered: InThread, program: InThread
+    ) -> TrainState:
         """Run the updates up to the end or a signal; everything is saved afterwards.
 
         Args:
+          lowered: traces the updates.
           program: compiles them.
         """
         config, hooks = self.config, self.hooks
-        hooks.on_stage("compiling")
         windows = Windows.of(validation, jax.random.key(EVALUATION_SEED), most=LOOK_WINDOWS)
-        if config.schedule.evaluate_every:
-            self._look(windows, state.learner)  # to compile it meanwhile
+        lowered()  # Python traces one program at a time; XLA compiles several
+        first = jax.tree.map(np.array, state.learner)  # the updates take the buffers over
+        is_ready = InThread(lambda: self._look(windows, first) if config.schedule.evaluate_every else None)
+
+        def look(learner: Learner) -> dict[str, Any]:
+            is_ready()
+            return self._look(windows, learner)
+
         run_chunk = program()
         check_fit(program_bytes(run_chunk), "the compiled program", config.num_envs)
 
@@ -193,12 +204,13 @@ class _Session:
                 self.progress,
                 config.schedule,
                 hooks=hooks,
-                look=lambda learner: self._look(windows, learner),
+                look=look,
                 checkpoints=checkpoints,
                 stop=lambda: self.stopper.wanted is not None,
                 started=self._on_first_chunk,
             )
         finally:
+            is_ready.done.wait()  # no thread is left in XLA
             try:
                 checkpoints.close()
             except checkpoint.CheckpointError as error:
@@ -406,11 +418,9 @@ def _restore(snapshot: checkpoint.Snapshot, forms: TrainState, where: pathlib.Pa
     return rest._replace(learner=learner), progress
 
 
-def _lower_bound(ppo: PPO, envs: VecEnv, forms: TrainState) -> int:
-    """Bytes of the state and of the stored steps; the program needs more."""
-    noise = jax.ShapeDtypeStruct(forms.envs.obs.shape, forms.envs.obs.dtype)
-    _, steps, *_ = jax.eval_shape(ppo.collect, envs, forms, noise)
-    return count_bytes(forms) + count_bytes(steps)
+def _lower_bound(config: Config, forms: TrainState) -> int:
+    """Bytes of the state and of the stored observations; the program needs more."""
+    return count_bytes(forms) + config.num_steps * count_bytes(forms.envs.obs)
 
 
 def _describe_rate(old: Config, new: Config, update: int) -> str:
