@@ -17,7 +17,7 @@ from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.data.seeds import seed_key
 from train import checkpoint
 from train.checkpoint import Checkpoints, write_json
-from train.evaluate import Result, Windows, flat, greedy, random, t_statistic
+from train.evaluate import Result, Windows, choose, t_statistic
 from train.hooks import Hook, RunInfo
 from train.hooks.broadcast import Broadcast
 from train.hooks.display import Display
@@ -166,9 +166,14 @@ class _Session:
         if self.stopper.wanted is None:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
-            self._compare(validation_env, state.learner)
-            report = self._judge(validation_env) if config.report else ""
-            hooks.on_end(report + self._last_words())
+            report = InThread(lambda: self._judge(validation_env) if config.report else "")
+            try:
+                self._compare(validation_env, state.learner)
+                if config.report:
+                    hooks.on_stage("replaying every lot")
+            finally:
+                report.done.wait()  # no thread is left in XLA
+            hooks.on_end(report() + self._last_words())
 
     def _learn(
         self, envs: VecEnv, validation: PerpEnv, state: TrainState, lowered: InThread, program: InThread
@@ -300,7 +305,7 @@ class _Session:
 
     def _look(self, windows: Windows, learner: Learner) -> dict[str, Any]:
         policy = self.ppo.policy
-        result = windows.play(greedy(learner, policy), single_carry(policy))
+        result = windows.play(choose("greedy", windows.env, learner, policy), single_carry(policy))
         return {"windows": len(windows.starts)} | result.means()
 
     def _compare(self, env: PerpEnv, learner: Learner) -> None:
@@ -314,10 +319,12 @@ class _Session:
                 learnt = {"best": (step, read_learner(self.folder, step, policy))} | learnt
             except ValueError as error:
                 self.hooks.on_message(str(error))
+        plan = {name: ("greedy", of_step) for name, (_, of_step) in learnt.items()}
+        plan |= {name: (name, learner) for name in ("flat", "random")}
         results = {
-            name: windows.play(greedy(of_step, policy), single_carry(policy)) for name, (_, of_step) in learnt.items()
+            name: windows.play(choose(choice, env, of_step, policy), single_carry(policy))
+            for name, (choice, of_step) in plan.items()
         }
-        results |= {name: windows.play(act(env)) for name, act in (("flat", flat), ("random", random))}
         policies = {name: {"step": learnt[name][0]} if name in learnt else {} for name in results}
         policies = {name: policies[name] | _describe_result(result) for name, result in results.items()}
         bars = config.env.episode_length
@@ -330,7 +337,6 @@ class _Session:
 
     def _judge(self, env: PerpEnv) -> str:
         """Evaluate the best policy on validation, every lot of it; return the verdict. A failure is no end of a run."""
-        self.hooks.on_stage("replaying every lot")
         which = "final" if self.progress.best is None else "best"
         folder = self.folder / "evaluation-val"
         try:
