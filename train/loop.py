@@ -75,12 +75,7 @@ class Schedule:
 
 
 def compile_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) -> Any:
-    """Compile the program of `lower_chunk`."""
-    return lower_chunk(update, envs, state, most).compile()
-
-
-def lower_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) -> jax.stages.Lowered:
-    """Return the program `(envs, state, n) -> (state, metrics [most])`, n updates of which the first n metrics count.
+    """Compile `(envs, state, n) -> (state, metrics [most])`, n updates of which the first n metrics count.
 
     Args:
       state: arrays or `jax.ShapeDtypeStruct`. The program takes its buffers over (donation).
@@ -99,7 +94,7 @@ def lower_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) -> j
 
         return jax.lax.fori_loop(0, n, step, (state, room))
 
-    return jax.jit(chunk, donate_argnums=1).lower(envs, state, jnp.int32(0))
+    return jax.jit(chunk, donate_argnums=1).lower(envs, state, jnp.int32(0)).compile()
 
 
 def run_updates(

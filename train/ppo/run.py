@@ -24,7 +24,7 @@ from train.hooks.display import Display
 from train.hooks.jsonl import JsonLines
 from train.hooks.tensorboard import TensorBoard
 from train.hooks.warner import Warner
-from train.loop import Progress, compile_chunk, lower_chunk, run_updates
+from train.loop import Progress, compile_chunk, run_updates
 from train.memory import check_fit, count_bytes, program_bytes
 from train.policies import describe_policy, make_policy, single_carry
 from train.ppo.algorithm import PPO
@@ -158,11 +158,10 @@ class _Session:
         if is_to_learn:
             hooks.on_stage("compiling")
             # The largest program begins first, in a thread. The first state needs a program, too.
-            lowered = InThread(lambda: lower_chunk(self.ppo.update, envs, forms, config.schedule.most))
-            program = InThread(lambda: lowered().compile())
+            program = InThread(lambda: compile_chunk(self.ppo.update, envs, forms, config.schedule.most))
         state = resumed.state if resumed else _begin(self.ppo, envs, origin)
         if is_to_learn:
-            state = self._learn(envs, validation_env, state, lowered, program)
+            state = self._learn(envs, validation_env, state, program)
         if self.stopper.wanted is None:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
@@ -175,27 +174,23 @@ class _Session:
                 report.done.wait()  # no thread is left in XLA
             hooks.on_end(report() + self._last_words())
 
-    def _learn(
-        self, envs: VecEnv, validation: PerpEnv, state: TrainState, lowered: InThread, program: InThread
-    ) -> TrainState:
+    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState, program: InThread) -> TrainState:
         """Run the updates up to the end or a signal; everything is saved afterwards.
 
         Args:
-          lowered: traces the updates.
           program: compiles them.
         """
         config, hooks = self.config, self.hooks
         windows = Windows.of(validation, jax.random.key(EVALUATION_SEED), most=LOOK_WINDOWS)
-        lowered()  # Python traces one program at a time; XLA compiles several
+        run_chunk = program()
+        check_fit(program_bytes(run_chunk), "the compiled program", config.num_envs)
+        # The evaluation compiles beside the first update, not before it.
         first = jax.tree.map(np.array, state.learner)  # the updates take the buffers over
         is_ready = InThread(lambda: self._look(windows, first) if config.schedule.evaluate_every else None)
 
         def look(learner: Learner) -> dict[str, Any]:
             is_ready()
             return self._look(windows, learner)
-
-        run_chunk = program()
-        check_fit(program_bytes(run_chunk), "the compiled program", config.num_envs)
 
         hooks.on_stage("training")
         checkpoints = Checkpoints(self.folder)
