@@ -18,8 +18,8 @@ import zlib
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import jaxlib
+import numpy as np
 
 VARIABLE = "PERPJAX_CACHE"
 """Environment variable: 0 turns the cache off, another value is the folder of the cache."""
@@ -171,13 +171,13 @@ def _probe_once(folder: pathlib.Path) -> str:
         try:
             with jax.default_device(jax.local_devices(backend="cpu")[0]):
                 for _ in range(2):
-                    jax.jit(lambda x: x * 2 + 1).lower(jnp.zeros(8)).compile()
+                    jax.jit(lambda x: x * 2 + 1).lower(np.zeros(8, np.float32)).compile()
         except RuntimeError:  # JAX without its CPU
             return QUIET
     if any("persistent compilation cache" in str(x.message) for x in refused):
         found = REJECTED
     else:
-        found = LOUD if b"machine" in said else QUIET
+        found = LOUD if b"machine type" in said.lower() else QUIET
     with contextlib.suppress(OSError):
         known.write_text(found)
     return found
