@@ -174,7 +174,10 @@ def _probe_once(folder: pathlib.Path) -> str:
                     jax.jit(lambda x: x * 2 + 1).lower(np.zeros(8, np.float32)).compile()
         except RuntimeError:  # JAX without its CPU
             return QUIET
-    if any("persistent compilation cache" in str(x.message) for x in refused):
+    complaints = " ".join(str(x.message) for x in refused)
+    if "Error writing persistent compilation cache" in complaints:
+        return QUIET  # a full disk: the next process asks again
+    if "Error reading persistent compilation cache" in complaints:
         found = REJECTED
     else:
         found = LOUD if b"machine type" in said.lower() else QUIET

@@ -279,6 +279,15 @@ def test_programs_that_xla_rejects_are_not_kept(base, monkeypatch):
     assert use_cache() is None
 
 
+def test_a_full_disk_is_no_rejection(base, monkeypatch):
+    def put(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jax._src.lru_cache.LRUCache, "put", put)
+    folder = use_cache()
+    assert folder is not None and not (folder / compilation.PROBED).exists()
+
+
 def test_jaxlib_has_the_level_of_its_log():
     from jaxlib import utils
 
