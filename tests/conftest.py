@@ -15,6 +15,8 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 
+os.environ["PERPJAX_CACHE"] = "0"  # the user's compiled programs are no part of a test
+
 import jax
 import pytest
 from jaxtyping import install_import_hook

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from train.compilation import use_cache
 from train.ppo.judge import evaluate_policy
 from train.ppo.load import load_policy
 from train.run_folder import clean, find_run
@@ -36,6 +37,8 @@ class Args:
     """Another dataset of the same features."""
     out: pathlib.Path | None = None
     """Folder of the results; default RUN/evaluation-<split>."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache folder, as `perpjax train` does."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m train.evaluate") -> int:
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m train.evaluat
     """
     args = tyro.cli(Args, args=argv, prog=prog)
     try:
+        use_cache(args.cache)
         folder = find_run(args.run)
         policy = load_policy(folder, args.which)
         out = args.out or folder / f"evaluation-{args.split}"

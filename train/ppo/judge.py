@@ -8,7 +8,7 @@ from perpjax.data.dataset import find_spans, open_sealed
 from train.evaluate.evaluation import Evaluation, evaluate, read_traded
 from train.ppo.load import LoadedPolicy
 
-UNRELATED = ("run_dir", "report", "tensorboard", "checkpoint_every", "updates_per_chunk")
+UNRELATED = ("run_dir", "report", "tensorboard", "checkpoint_every", "updates_per_chunk", "cache")
 """Settings that change no policy."""
 
 
