@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("train.ppo.__main__", "Train a PPO policy, or go on with a run."),
     "runs": ("train.runs", "List, show and compare the runs of the trainer."),
     "evaluate": ("train.evaluate.__main__", "Play a run's policy over a split, and write down every lot."),
+    "report": ("train.report.__main__", "Write the HTML report of an evaluation, or compare several."),
     "ladder": ("train.ladder.__main__", "Check the trainer on five small worlds with a known answer."),
     "build": ("perpjax.data.build", "Build a dataset from files of candles, and print the findings."),
     "data": ("perpjax.data.__main__", "Make one table out of files, or list the files and their contents."),

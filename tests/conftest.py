@@ -1,8 +1,11 @@
 """Strictness for every test, and the real data where it lies."""
 
+import atexit
 import importlib.metadata
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Most tests compile for longer than they run: XLA takes a fifth of its time without LLVM's optimisations.
 # Only jaxlib 0.10 knows the second flag; later versions abort at an unknown one.
@@ -12,9 +15,16 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 
+os.environ["PERPJAX_CACHE"] = "0"  # the user's compiled programs are no part of a test
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+# No test, and no program that a test starts, writes to the ledger of the user.
+_DATA = tempfile.mkdtemp(prefix="perpjax-tests-")
+atexit.register(shutil.rmtree, _DATA, ignore_errors=True)
+os.environ["PERPJAX_DATA"] = _DATA
 
 # The shapes and dtypes in the signatures of the simulator's functions are checked while the tests run. (Not those of
 # the states: a batched one is built by the same constructors.)

@@ -19,7 +19,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DATA = "synthetic:crash?bars=12000"
 TINY = ("--num-envs", "16", "--num-steps", "8", "--hidden", "8", "--max-lots", "2", "--episode-length", "96",
-        "--dataset", DATA)  # fmt: skip
+        "--no-report", "--dataset", DATA)  # fmt: skip
 """Settings of a run of a second or two, 128 steps an update. In most updates an episode ends."""
 TWENTY = (*TINY, "--total-steps", "2565", "--seed", "7", "--evaluate-every", "256", "--checkpoint-every", "512")
 """20 updates; five steps are left over. The policy of update 6 is the best, that of update 12 no longer."""

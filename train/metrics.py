@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Shaped
 
 from perpjax.vec import EpisodeState
 
@@ -15,26 +15,24 @@ PER_EPISODE = (
 """Metrics that the device sums over ended episodes, and `summarise` divides by their number."""
 
 
-def count_episodes(stepped: EpisodeState, done: Bool[Array, "envs"]) -> dict[str, Array]:
-    """Sum over the episodes that this step ended; `episodes` is their number."""
+def count_episodes(stepped: EpisodeState) -> dict[str, Shaped[Array, "envs"]]:
+    """Return the figures of the episodes that this step ended, 0 elsewhere; `episodes` is their number."""
     episode, ledger = stepped.episode, stepped.episode.ledger
-
-    def total(x: Array) -> Array:
-        return jnp.sum(jnp.where(done, x, 0))
-
-    return {
-        "episodes": jnp.sum(done, dtype=jnp.int32),
-        "episode_return": total(episode.return_),
-        "episode_length": total(episode.length),
-        "max_drawdown": total(episode.max_drawdown),
-        "trades": total(ledger.opened),
-        "liquidations": total(ledger.liquidated),
-        "fees": total(ledger.fees),
-        "slippage": total(ledger.slippage),
-        "funding": total(ledger.funding),
-        "gross_profit": total(ledger.realised + ledger.slippage - ledger.liquidation_losses),
-        "ruined": jnp.sum(stepped.terminated, dtype=jnp.int32),
+    done = stepped.terminated | stepped.truncated
+    figures = {
+        "episodes": jnp.ones_like(done, jnp.int32),
+        "episode_return": episode.return_,
+        "episode_length": episode.length,
+        "max_drawdown": episode.max_drawdown,
+        "trades": ledger.opened,
+        "liquidations": ledger.liquidated,
+        "fees": ledger.fees,
+        "slippage": ledger.slippage,
+        "funding": ledger.funding,
+        "gross_profit": ledger.realised + ledger.slippage - ledger.liquidation_losses,
+        "ruined": stepped.terminated.astype(jnp.int32),
     }
+    return {name: jnp.where(done, x, 0) for name, x in figures.items()}
 
 
 def measure_exposure(states: EpisodeState) -> Float[Array, ""]:

@@ -1,6 +1,7 @@
 """Datasets on disk: a folder of Parquet files and a manifest, its splits by time, and its `Market`."""
 
 import contextlib
+import contextvars
 import datetime
 import functools
 import hashlib
@@ -16,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from perpjax._describe import format_time
+from perpjax._describe import format_time, is_concrete
 from perpjax._grid import FIRST_DECISION
 from perpjax.data import synthetic
 from perpjax.data.builder import Built, Sources, build
 from perpjax.data.contract import BAR_MS, DataError
+from perpjax.data.ledger import enter_opened, market_spans
 from perpjax.data.markets import concatenate_markets, find_traded, slice_market
 from perpjax.data.scaler import Scaler, attach_scaler, fit_scaler
 from perpjax.instrument import Instrument
@@ -37,6 +39,10 @@ DEFAULT_FRACTIONS = (0.70, 0.15, 0.15)
 EPISODE_LENGTH = EnvConfig.episode_length
 """Bars of the environment's default episode, and so of the default embargo between splits."""
 
+SEALED = ("test",)
+"""Splits whose loading enters the ledger."""
+
+_sealed_open: contextvars.ContextVar[bool] = contextvars.ContextVar("_sealed_open", default=False)
 _SYNTHETIC = "synthetic:"
 _INSTRUMENT_FIELDS = ("tick_size", "step_size", "min_notional", "max_quantity", "maintenance_fee_rate")
 
@@ -161,7 +167,8 @@ def load_market(source: str | os.PathLike[str], split: str | None = None) -> Mar
         year, split 70/15/15, built once per process. "synthetic:signal?seed=3&bars=70080&drift=0.0006" sets
         parameters of `synthetic_tables`.
       split: "train", "val", "test", or None for all bars. A split's decision bars start at 673, and it holds
-        no data from after its end.
+        no data from after its end. The test split is sealed: each process that loads it leaves an entry in the user's
+        ledger, see docs/evaluation.md.
 
     Raises:
       DataError: there is no dataset, or a file is missing, changed or written by another version.
@@ -169,6 +176,13 @@ def load_market(source: str | os.PathLike[str], split: str | None = None) -> Mar
     """
     if split is not None and split not in SPLIT_NAMES:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLIT_NAMES)}, or None for all")
+    market = _load_split(source, split)
+    if split in SEALED and not _sealed_open.get() and is_concrete(market.segments.first):
+        enter_opened(str(source), split, find_spans(source, market))
+    return market
+
+
+def _load_split(source: str | os.PathLike[str], split: str | None) -> Market:
     name = str(source)
     if name.startswith(_SYNTHETIC):
         return _choose_split(_load_synthetic(name.removeprefix(_SYNTHETIC)), split)
@@ -177,6 +191,41 @@ def load_market(source: str | os.PathLike[str], split: str | None = None) -> Mar
     if symbols is None:
         return _choose_split(load_dataset(folder), split)
     return load_symbols(folder, symbols, split)
+
+
+@contextlib.contextmanager
+def open_sealed() -> Iterator[None]:
+    """A context for the evaluation alone: `load_market` enters nothing, for the evaluation enters its own look."""
+    token = _sealed_open.set(True)
+    try:
+        yield
+    finally:
+        _sealed_open.reset(token)
+
+
+def find_spans(source: str | os.PathLike[str], market: Market) -> list[dict[str, Any]]:
+    """Return the spans of a loaded market, the key of its looks in the ledger: venue, symbol and decision bars.
+
+    Args:
+      source: as in `load_market`. All synthetic markets lie in one span, so the symbol of one is its whole name.
+    """
+    spans = market_spans(market, find_venues(source))
+    if str(source).startswith(_SYNTHETIC):
+        name, _, query = str(source).removeprefix(_SYNTHETIC).partition("?")
+        symbol = synthetic.name_market(name, **_parse_query(query))
+        return [span | {"venue": "synthetic", "symbol": symbol} for span in spans]
+    return spans
+
+
+def find_venues(source: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the venue of each symbol of a dataset, "" where its files did not tell; nothing of a synthetic market."""
+    if str(source).startswith(_SYNTHETIC):
+        return {}
+    folder = Path(source)
+    manifest = read_manifest(folder)
+    if "symbols" in manifest:
+        return {symbol: read_manifest(folder / symbol).get("venue") or "" for symbol in manifest["symbols"]}
+    return {manifest["instrument"]["symbol"]: manifest.get("venue") or ""}
 
 
 def _choose_split(dataset: Dataset, split: str | None) -> Market:

@@ -117,6 +117,14 @@ NAMES: tuple[str, ...] = tuple(_PARAMETERS)
 """The names that `synthetic_tables` accepts."""
 
 
+def name_market(name: str, **numbers: float) -> str:
+    """Return one name for every way to write the same market: sorted, without the numbers that are the defaults."""
+    known = {"seed": 0, "bars": YEAR_BARS} | dataclasses.asdict(_PARAMETERS[name]())
+    told = {key: value for key, value in sorted(numbers.items()) if value != known[key]}
+    query = "&".join(f"{key}={type(known[key])(value)!r}" for key, value in told.items())
+    return f"{name}?{query}" if query else name
+
+
 class Tables(NamedTuple):
     """A synthetic market, in the tables of `perpjax.data.contract`."""
 

@@ -64,6 +64,8 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
     assert {t for t in tops if not t.endswith(".dist-info")} == set(PACKAGES)
     assert {"perpjax/py.typed", "train/py.typed"} <= set(names)
     assert any(n.endswith("LICENSE") for n in names)
+    static = {p.relative_to(ROOT).as_posix() for p in (ROOT / "train" / "report" / "static").iterdir()}
+    assert len(static) >= 6 and static <= set(names)
     held = {n for n in names if n.endswith(".py")}
     assert held == {str(p.relative_to(ROOT)) for p in SOURCES}
     assert "Requires-Python: >=3.11" in metadata and "License-Expression: MIT" in metadata

@@ -61,7 +61,7 @@ def test_the_python_of_a_page_runs(page):
 def test_the_example_runs():
     example, life, _ = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 16
-    assert len([line for line in life.splitlines() if line.strip()]) <= 12
+    assert len([line for line in life.splitlines() if line.strip()]) <= 8
     equity, fees, shape = run_page(ROOT / "README.md").splitlines()[0].split(maxsplit=2)
     # 100 bars of random trading from 10 000: poorer, by fees among other things; 31 features and 9 of the account.
     assert 5_000 < float(equity) < 10_000 and 0 < float(fees) < 5_000

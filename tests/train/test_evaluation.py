@@ -76,6 +76,9 @@ def test_the_record_is_json_and_its_parts_agree(found):
     assert np.prod([1 + m["return"] for m in record["months"]]) - 1 == pytest.approx(record["overall"]["return"])
     assert np.prod([1 + m["market"] for m in record["months"]]) - 1 == pytest.approx(record["market_return"], rel=1e-4)
     assert record["twin"]["agrees"] and record["twin"]["largest_difference"] < 1e-6
+    flat = next(x for x in record["baselines"] if x["name"] == "flat")
+    assert flat["difference"] == pytest.approx(record["overall"]["return"])
+    assert flat["interval"] == pytest.approx(record["overall"]["intervals"]["return"])
     assert len(record["shifted"]["returns"]) == 32 and len(record["daily"]["dates"]) == len(record["daily"]["returns"])
     assert found.candles.num_rows == account["bars"] * record["data"]["candles_per_bar"]
     low, high = record["overall"]["intervals"]["return"]
@@ -254,7 +257,7 @@ def test_statistics_of_rows_by_hand():
 
 NOTHING = {
     "accounts": [{"name": "A", "ended": "the segment's end", "days": 60.0}],
-    "data": {"split": "val", "dataset": "d"}, "market_return": 0.1,
+    "data": {"split": "val", "dataset": "d", "settlements": 90}, "stresses": [], "market_return": 0.1,
     "overall": {"return": 0.2, "days": 60.0, "max_drawdown": 0.1, "intervals": {"return": [-0.1, 0.3]}},
     "months": [{"month": "2025-01", "return": 0.1}, {"month": "2025-02", "return": 0.1},
                {"month": "2025-03", "return": 0.0}],
@@ -263,7 +266,7 @@ NOTHING = {
     "waterfall": {"gross": 3000.0, "slippage": -500.0, "fees": -500.0, "funding": 0.0, "net": 2000.0},
     "round_trip": {"gross": 30.0, "cost": 10.0, "funding": 0.0, "liquidation": 0.0, "typical_cost": 12.0},
     "verdicts": {"HOLD": 900, "ACCEPTED": 40},
-    "volume": {"median_share": 1e-4, "largest_share": 1e-3}, "random": {"place": 0.9},
+    "volume": {"median_share": 1e-4, "largest_share": 1e-3}, "random": {"place": 0.9, "lots_per_spell": 1.1},
     "actions": [{"feature": "rsi", "outside": 0.0}],
 }  # fmt: skip
 NO_LOTS = {"lots": {"lots": 0}, "waterfall": {"gross": 0.0, "slippage": 0.0, "fees": 0.0, "funding": 0.0, "net": 0.0}}
@@ -279,13 +282,16 @@ CASES = [
      "costs about 23 bp here, and the entries that it draws when it explores earn 4.0 bp before costs"),
     ("never_trades", change(**NO_LOTS, verdicts={"HOLD": 1, "ACCEPTED": 0, "BELOW_MINIMUM": 70}),
      "its 70 orders were all refused, 70 of them as BELOW_MINIMUM"),
+    ("never_trades", change(**NO_LOTS, verdicts={"HOLD": 9000, "ACCEPTED": 0, "DATA_GAP": 6}),
+     "its 6 orders were all refused, 6 of them as DATA_GAP (the first candle of the bar is missing). A round trip"),
     ("never_trades", change(**NO_LOTS), "A round trip costs about 12 bp here."),
     ("costs_exceed_edge", change(waterfall={"net": -5.0}, round_trip={"gross": 4.0, "cost": 23.0}),
      "A round trip costs 23.0 bp here, and its entries earn 4.0 bp before costs."),
-    ("costs_exceed_edge", change(waterfall={"net": -5.0}, round_trip={"gross": -3.0, "cost": 23.0}),
+    ("has_no_edge", change(waterfall={"net": -5.0}, round_trip={"gross": -3.0, "cost": 23.0}),
      "Its entries lose 3.0 bp a round trip before costs"),
-    ("costs_exceed_edge", change(waterfall={"net": -5.0}, round_trip={"gross": 30.0, "cost": 23.0, "funding": 9.0}),
-     "earn 30.0 bp before costs: more than they cost, but funding takes 9.0 bp."),
+    ("funding_takes_the_profit",
+     change(waterfall={"net": -5.0}, round_trip={"gross": 30.0, "cost": 23.0, "funding": 9.0}),
+     "earn 30.0 bp a round trip before costs of 23.0 bp, but funding takes 9.0 bp."),
     ("trades_too_much", change(lots={"lots_a_week": 90.0}, waterfall={"slippage": -2000.0}),
      "12.9 lots a day of 10.0 bars each, and fees and slippage take 83 % of the gross profit"),
     ("lives_on_few_lots", change(lots={"best_three_net": 2100.0}), "without the best three of 40 the profit of 2,000"),
@@ -295,6 +301,11 @@ CASES = [
                                           {"month": "2025-03", "return": 0.0}]), "2025-01 made +30.0 %"),
     ("ends_with_open_lots", change(lots={"exits": {"open": 2}, "open_net": 900.0}), "2 of its lots are still open"),
     ("earns_by_funding", change(waterfall={"funding": 1500.0}), "+1,500 of a profit of +2,000"),
+    ("depends_on_speed", change(stresses=[{"name": "one bar later", "return": 0.05, "difference": -0.15,
+                                           "interval": [-0.3, -0.02]}]), "later it makes +5.0 % instead of +20.0 %"),
+    ("depends_on_speed", change(stresses=[{"name": "one bar later", "return": 0.3, "difference": 0.1,
+                                           "interval": [0.02, 0.3]}]), "the timing of its entries costs"),
+    ("lacks_funding", change(data={"settlements": 0}), "The data hold no funding"),
     ("sees_the_unknown", change(actions=[{"feature": "rsi", "outside": 0.2}]), "In 20.0 % of the bars rsi lies more"),
     ("is_too_large", change(volume={"largest_share": 0.4}), "40 % at most"),
     ("ruined", change(accounts=[{"name": "A", "ended": "ruin", "days": 3.0}]), "the account of A after 3 days."),
@@ -317,7 +328,9 @@ def test_rules_are_silent_without_a_reason():
     sentences = write_verdict(NOTHING | {"diagnosis": []})
     assert "gained 20.0 % (90 % interval -10.0 to +30.0 %)" in sentences[0]
     assert "earn 30.0 bp each before costs and pay 10.0 bp of fees and slippage." in sentences[1]
-    assert "includes zero" in sentences[2] and "90 % of random traders" in sentences[2]
+    assert "includes zero" in sentences[2] and "90 % of random traders with its rate" in sentences[2]
+    many = NOTHING | {"diagnosis": [], "random": {"place": 0.9, "lots_per_spell": 4.0}}
+    assert "random" not in write_verdict(many)[2]  # one drawn lot stands for four
 
 
 def test_a_policy_that_never_trades(env):

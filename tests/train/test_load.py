@@ -30,7 +30,7 @@ def run(tmp_path_factory) -> pathlib.Path:
     """A run of six updates with three looks at validation; learning is fast, so the first look is no accident."""
     config = Config(
         num_envs=32, num_steps=8, total_steps=32 * 8 * 6, hidden=(8,), dataset=DATA, evaluate_every=32 * 8 * 2,
-        checkpoint_every=32 * 8, run_dir=tmp_path_factory.mktemp("load") / "run", learning_rate=0.01,
+        checkpoint_every=32 * 8, run_dir=tmp_path_factory.mktemp("load") / "run", learning_rate=0.01, report=False,
         env=perpjax.EnvConfig(max_lots=2, episode_length=96),
     )  # fmt: skip
     return train(config).path

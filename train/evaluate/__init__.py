@@ -6,6 +6,7 @@ python -m train.evaluate RUN --split val
 from train.evaluate.windows import (
     Result,
     Windows,
+    choose,
     flat,
     greedy,
     measure_windows,
@@ -14,4 +15,4 @@ from train.evaluate.windows import (
     window_starts,
 )
 
-__all__ = ["Result", "Windows", "flat", "greedy", "measure_windows", "random", "t_statistic", "window_starts"]
+__all__ = ["Result", "Windows", "choose", "flat", "greedy", "measure_windows", "random", "t_statistic", "window_starts"]

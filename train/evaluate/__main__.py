@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from train.compilation import use_cache
 from train.ppo.judge import evaluate_policy
 from train.ppo.load import load_policy
 from train.run_folder import clean, find_run
@@ -36,6 +37,8 @@ class Args:
     """Another dataset of the same features."""
     out: pathlib.Path | None = None
     """Folder of the results; default RUN/evaluation-<split>."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache folder, as `perpjax train` does."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m train.evaluate") -> int:
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m train.evaluat
     """
     args = tyro.cli(Args, args=argv, prog=prog)
     try:
+        use_cache(args.cache)
         folder = find_run(args.run)
         policy = load_policy(folder, args.which)
         out = args.out or folder / f"evaluation-{args.split}"
@@ -72,7 +76,7 @@ def show(record: dict[str, Any], out: pathlib.Path) -> None:
         ))  # fmt: skip
         steps = "  ".join(f"{name.replace('_', ' ')} {value:+,.2f}" for name, value in record["waterfall"].items())
         console.print(Text(f"quote currency: {steps}"))
-    if record["stresses"]:
+    if record["stresses"] and lots["lots"]:
         console.print(_tabulate_stresses(record))
     refused = ", ".join(f"{n:,} {name}" for name, n in record["verdicts"].items() if name not in ("HOLD", "ACCEPTED"))
     console.print(
@@ -85,6 +89,7 @@ def show(record: dict[str, Any], out: pathlib.Path) -> None:
         ))  # fmt: skip
     else:
         console.print(Text(f"THE FLOAT64 TWIN DISAGREES: {clean('; '.join(twin['disagreements']))}"), style="bold red")
+    console.print(Text(clean(record["trials"]["note"])))
     console.print(Text(f"report: {clean(out / 'report.html')}"))
 
 
@@ -93,19 +98,29 @@ def _other_reasons(record: dict[str, Any]) -> list[str]:
     return [x["text"] for x in record["diagnosis"] if x["text"] not in record["verdict"]]
 
 
+_CAPTION = "fall: the deepest from a peak. less it: difference of the two returns, with its 90 % interval."
+
+
 def _tabulate(record: dict[str, Any]) -> Table:
     split = f", {record['data']['split']} split" if record["data"]["split"] else ""
     title = f"{record['policy']['name']}{split} of {record['data']['dataset']}"
-    table = Table(title=Text(clean(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("account", min_width=20)
-    for name in ("return %", "fall %", "Sharpe", "lots", "policy less it %"):
+    table = Table(
+        title=Text(clean(title)),
+        title_justify="left",
+        caption=_CAPTION,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("account", no_wrap=True)
+    for name in ("return %", "fall %", "Sharpe", "lots", "less it %"):
         table.add_column(name, justify="right", no_wrap=True)
     overall = record["overall"]
     error = f" ± {overall['sharpe_error']:.1f}" if "sharpe_error" in overall else ""
     table.add_row("policy", *_figures(overall, record["lots"]["lots"], error), "", style="bold")
     for baseline in record["baselines"]:
         row = _figures(baseline, baseline["lots"])
-        table.add_row(Text(clean(baseline["title"])), *row, _tell_difference(baseline))
+        table.add_row(Text(clean(baseline["name"])), *row, _tell_difference(baseline))
     random = record["random"]
     if "place" in random:
         mean = sum(random["returns"]) / len(random["returns"])
@@ -120,15 +135,16 @@ def _tabulate_stresses(record: dict[str, Any]) -> Table:
     for name in ("return %", "lots", "less the policy %"):
         table.add_column(name, justify="right", no_wrap=True)
     for x in record["stresses"]:
-        table.add_row(Text(clean(x["title"])), f"{100 * x['return']:+.2f}", f"{x['lots']:,}", _tell_difference(x))
+        title = clean(x["title"]) + " (ruin)" * bool(x["ruined"])
+        table.add_row(Text(title), f"{100 * x['return']:+.2f}", f"{x['lots']:,}", _tell_difference(x))
     return table
 
 
 def _tell_difference(found: dict[str, Any]) -> str:
-    """The sum of daily differences and its 90 % interval, in percent."""
+    """The difference of two returns and its 90 % interval, in percent."""
     interval = found["interval"]
     spread = f" ({100 * interval[0]:+.0f} to {100 * interval[1]:+.0f})" if interval else ""
-    return f"{100 * found['difference']:+.1f}{spread}"
+    return f"{100 * found['difference']:+.0f}{spread}"
 
 
 def _figures(found: dict[str, Any], lots: int | None, error: str = "") -> list[str]:

@@ -138,7 +138,7 @@ def play_curves(
       starts: first bars, of one segment. Before its first bar an account has its initial equity.
       length: bars from the earliest first bar to the segment's end.
       params: instead of the environment's: numbers, or fields [accounts].
-      late: accounts whose every action comes one bar later.
+      late: accounts that act one bar late.
     """
     function, carry = as_pytree(act)
     env, first = dataclasses.replace(env, params=params or env.params), int(starts.min())

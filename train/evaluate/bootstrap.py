@@ -29,8 +29,8 @@ def block_days(days: int) -> float:
 
 
 def find_interval(
-    statistic: Callable[[Float[np.ndarray, "draws days"]], Float[np.ndarray, "draws"]],
-    returns: Float[np.ndarray, "days"],
+    statistic: Callable[[Float[np.ndarray, "draws days *rest"]], Float[np.ndarray, "draws"]],
+    returns: Float[np.ndarray, "days *rest"],
     seed: int = 0,
 ) -> list[float] | None:
     """Return the 5 % and the 95 % quantile of a statistic of resampled returns; None with fewer than 10 days."""
@@ -42,14 +42,15 @@ def find_interval(
     return [float(x) for x in np.quantile(values, [tail, 1 - tail])] if len(values) > DRAWS // 2 else None
 
 
+def compare(ours: Float[np.ndarray, "days"], theirs: Float[np.ndarray, "days"]) -> list[float] | None:
+    """Return the interval of the difference of two whole returns, on the same resampled days."""
+    paired = np.stack([ours, theirs], axis=-1)
+    return find_interval(lambda rows: compound(rows[..., 0]) - compound(rows[..., 1]), paired)
+
+
 def compound(returns: Float[np.ndarray, "draws days"]) -> Float[np.ndarray, "draws"]:
     """Return the whole return."""
     return np.prod(1 + returns, axis=1) - 1
-
-
-def sum_up(returns: Float[np.ndarray, "draws days"]) -> Float[np.ndarray, "draws"]:
-    """Return the sum of the returns, of a difference that does not compound."""
-    return returns.sum(axis=1)
 
 
 def sharpe_ratios(returns: Float[np.ndarray, "draws days"]) -> Float[np.ndarray, "draws"]:

@@ -1,5 +1,6 @@
 """The reasons of a result, in words. Each rule reads the figures of evaluation.json and returns a sentence, or None."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,11 @@ Rule = Callable[[Record], str | None]
 MANY_LOTS_A_DAY = 8
 LARGE_SHARE = 0.05
 OUTSIDE = 0.01
+SELDOM = 0.01
+"""Share of the bars with an order, up to which a policy that never trades mostly does not want to."""
+MANY_DAYS = 90
+ALIKE = 1.2
+"""Most lots for which a drawn lot stands, where draws and policy pay about the same costs."""
 
 
 def diagnose(record: Record) -> list[dict[str, str]]:
@@ -22,22 +28,24 @@ def never_trades(record: Record) -> str | None:
     if record["lots"]["lots"]:
         return None
     refused = {name: n for name, n in record["verdicts"].items() if name not in ("HOLD", "ACCEPTED")}
+    begin = "It never trades."
     if refused:
         name, most = max(refused.items(), key=lambda item: item[1])
-        return (
-            f"It never trades: its {sum(refused.values()):,} orders were all refused, {most:,} of them as {name}"
-            f"{_REFUSALS.get(name, '')}."
-        )
+        orders = f"{sum(refused.values()):,} orders were all refused, {most:,} of them as {name}"
+        begin = f"It never trades: its {orders}{_REFUSALS.get(name, '')}."
+        if sum(refused.values()) > SELDOM * sum(record["verdicts"].values()):
+            return begin
     cost = record["round_trip"]["typical_cost"]
-    text = f"It never trades. A round trip costs about {cost:.0f} bp here"
+    text = f"{begin} A round trip costs about {cost:.0f} bp here"
     explored = record["round_trip"].get("explored_gross")
     if explored is None:
         return text + "."
     lots = record["round_trip"]["explored_lots"]
     verb = f"earn {explored:.1f} bp" if explored >= 0 else f"lose {-explored:.1f} bp"
-    return f"{text}, and the entries that it draws when it explores {verb} before costs ({lots:,} lots): " + (
-        "too little to pay for." if explored < cost else "more than they cost, so training has stopped too early."
-    )
+    drawn = f"the entries that it draws when it explores {verb} before costs ({lots:,} lots)"
+    if explored <= 0:
+        return f"{text}, and {drawn}: there is no edge to pay for."
+    return f"{text}, and {drawn}: {'too little' if explored < cost else 'enough, so it stopped learning too early'}."
 
 
 _REFUSALS = {
@@ -59,18 +67,32 @@ def ruined(record: Record) -> str | None:
     return None
 
 
-def costs_exceed_edge(record: Record) -> str | None:
-    """The gross edge of a round trip against its costs."""
+def has_no_edge(record: Record) -> str | None:
+    """A gross loss: the entries lose before costs."""
     trip = record["round_trip"]
-    if "gross" not in trip or record["waterfall"]["net"] >= 0:
+    if record["waterfall"]["net"] >= 0 or trip.get("gross", 1) > 0:
         return None
     gross, cost = trip["gross"], trip["cost"]
-    if gross <= 0:
-        return f"Its entries lose {-gross:.1f} bp a round trip before costs, and a round trip costs {cost:.1f} bp more."
-    text = f"A round trip costs {cost:.1f} bp here, and its entries earn {gross:.1f} bp before costs"
-    if gross < cost:
-        return f"{text}."
-    return f"{text}: more than they cost, but funding{_liquidations(trip)} takes {_other(trip):.1f} bp."
+    return f"Its entries lose {-gross:.1f} bp a round trip before costs, and the costs take another {cost:.1f} bp."
+
+
+def costs_exceed_edge(record: Record) -> str | None:
+    """A gross profit that is smaller than the costs."""
+    trip = record["round_trip"]
+    if record["waterfall"]["net"] >= 0 or not 0 < trip.get("gross", 0) < trip.get("cost", 0):
+        return None
+    return f"A round trip costs {trip['cost']:.1f} bp here, and its entries earn {trip['gross']:.1f} bp before costs."
+
+
+def funding_takes_the_profit(record: Record) -> str | None:
+    """A profit after costs that funding, or liquidations, turn into a loss."""
+    trip = record["round_trip"]
+    if record["waterfall"]["net"] >= 0 or not 0 < trip.get("cost", 0) <= trip.get("gross", 0):
+        return None
+    return (
+        f"Its entries earn {trip['gross']:.1f} bp a round trip before costs of {trip['cost']:.1f} bp, but "
+        f"funding{_liquidations(trip)} takes {_other(trip):.1f} bp."
+    )
 
 
 def _other(trip: dict[str, float]) -> float:
@@ -82,7 +104,7 @@ def _liquidations(trip: dict[str, float]) -> str:
 
 
 def trades_too_much(record: Record) -> str | None:
-    """Many lots a day whose costs take most of the gross profit."""
+    """Many lots a day, with costs that take most of the gross profit."""
     lots, waterfall = record["lots"], record["waterfall"]
     if not lots["lots"]:
         return None
@@ -143,6 +165,28 @@ def earns_by_funding(record: Record) -> str | None:
     return f"It earns by funding: {waterfall['funding']:+,.0f} of a profit of {waterfall['net']:+,.0f}."
 
 
+def depends_on_speed(record: Record) -> str | None:
+    """A profit that shrinks, or a loss that shrinks, if every decision comes one bar later."""
+    late = next((x for x in record["stresses"] if x["name"] == "one bar later"), None)
+    if not late or not late["interval"] or late["interval"][0] <= 0 <= late["interval"][1]:
+        return None
+    gain, moved = record["overall"]["return"], f"{100 * late['return']:+.1f} % instead of"
+    if late["difference"] > 0:
+        return (
+            f"With every decision one bar later it makes {moved} {100 * gain:+.1f} %: the timing of its entries costs."
+        )
+    if gain <= 0 or late["return"] > 0.5 * gain:
+        return None
+    return f"It needs speed: with every decision one bar later it makes {moved} {100 * gain:+.1f} %."
+
+
+def lacks_funding(record: Record) -> str | None:
+    """Data without a settlement of funding."""
+    if record["data"]["settlements"] or not record["lots"]["lots"]:
+        return None
+    return "The data hold no funding, so every figure leaves it out."
+
+
 def sees_the_unknown(record: Record) -> str | None:
     """Observations far outside the training split."""
     far = [x for x in record["actions"] if x["outside"] > OUTSIDE]
@@ -162,8 +206,8 @@ def is_too_large(record: Record) -> str | None:
     if volume.get("largest_share", 0) < 2 * LARGE_SHARE and volume.get("median_share", 0) < LARGE_SHARE / 5:
         return None
     return (
-        f"Its entries take {100 * volume['median_share']:.2g} % of the traded value of their bars in the median and "
-        f"{100 * volume['largest_share']:.2g} % at most: real fills would be worse."
+        f"Its entries take {100 * volume['median_share']:.3g} % of the traded value of their bars in the median and "
+        f"{100 * volume['largest_share']:.3g} % at most: real fills would be worse."
     )
 
 
@@ -180,9 +224,11 @@ def refuses_many(record: Record) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
-    ruined, never_trades, costs_exceed_edge, trades_too_much, lives_on_few_lots, lives_on_one_month, trades_one_side,
-    ends_with_open_lots, earns_by_funding, sees_the_unknown, is_too_large, refuses_many,
+    ruined, never_trades, has_no_edge, costs_exceed_edge, funding_takes_the_profit, trades_too_much, lives_on_few_lots,
+    lives_on_one_month, trades_one_side, is_too_large, lacks_funding, ends_with_open_lots, earns_by_funding,
+    depends_on_speed, sees_the_unknown, refuses_many,
 )  # fmt: skip
+"""The gravest first."""
 
 
 def write_verdict(record: Record) -> list[str]:
@@ -215,15 +261,19 @@ def _tell_reason(record: Record) -> str:
 
 
 def _tell_weight(record: Record) -> str:
-    overall, place = record["overall"], record["random"].get("place")
-    luck = f"; {100 * place:.0f} % of random traders of its kind did worse" if place is not None else ""
+    overall, random = record["overall"], record["random"]
+    alike = random.get("lots_per_spell", math.inf) < ALIKE
+    luck = (
+        f"; {100 * random['place']:.0f} % of random traders with its rate, sides and sizes did worse" if alike else ""
+    )
     if not record["lots"]["lots"]:
         return "Without a trade there is nothing to believe or to doubt."
     interval = overall["intervals"].get("return")
     if interval is None:
         return f"{overall['days']:.0f} days are too few to tell skill from luck{luck}."
+    market = "" if overall["days"] >= MANY_DAYS else f", but {overall['days']:.0f} days are one market and not many"
     if interval[0] > 0:
-        return f"The interval excludes zero{luck}; look at the number of trials before you believe it."
+        return f"The interval excludes zero{market}{luck}; look at the number of trials before you believe it."
     if interval[1] < 0:
-        return f"The interval excludes zero: the loss is no accident{luck}."
+        return f"The interval excludes zero{market}{luck}."
     return f"The interval includes zero, so the result is no evidence of skill{luck}."

@@ -17,13 +17,14 @@ from jaxtyping import Float, Int
 from perpjax import PerpEnv
 from perpjax._grid import BAR_MS
 from perpjax.data.dataset import load_tables
+from perpjax.data.ledger import Ledger, Span, market_spans
 from perpjax.rollout import Act
 from perpjax.rules.orders import Verdict
 from perpjax.vec import Env, unwrapped
 from train.checkpoint import write_json
 from train.evaluate.account import Played, play_account
-from train.evaluate.baselines import RandomDraws, play_baselines, play_random
-from train.evaluate.bootstrap import find_interval, resample_days, sum_up
+from train.evaluate.baselines import QUICK, Baseline, RandomDraws, Rivals, find_place, play_baselines
+from train.evaluate.bootstrap import compare, resample_days
 from train.evaluate.diagnosis import diagnose, write_verdict
 from train.evaluate.lots import Agreement, find_lots
 from train.evaluate.measures import (
@@ -40,14 +41,16 @@ from train.evaluate.measures import (
     utc_days,
 )
 from train.evaluate.stresses import Stress, cost_arithmetic, first_moves, play_stresses
+from train.evaluate.trials import judge_trials
 from train.evaluate.windows import Windows
+from train.report import write_report
 
 FORMAT = 1
 SECRET = ("trials", "sha256")
 """Parts of the record that its hash leaves out."""
 AGREED = 1e-5
 """Largest difference of simulator and twin, as a fraction of the initial equity."""
-QUICK, SHORT = "left out of a quick evaluation", "the segments are too short"
+SHORT = "the segments are too short"
 FAR = 6.0
 """Standard deviations of the training split beyond which a feature is unknown to a policy."""
 Traded = dict[str, tuple[Int[np.ndarray, "bars"], Float[np.ndarray, "bars"]]]
@@ -86,6 +89,7 @@ class Evaluation:
             pa.parquet.write_table(getattr(self, name), temporary, compression="zstd")
             temporary.replace(folder / f"{name}.parquet")
         write_json(folder / "evaluation.json", self.record)
+        write_report(folder)
         return folder
 
 
@@ -97,6 +101,7 @@ def evaluate(
     dataset: str | None = None,
     split: str | None = None,
     traded: Traded | None = None,
+    spans: Sequence[Span] | None = None,
     facts: dict[str, Any] | None = None,
     quick: bool = False,
     seed: int = 0,
@@ -110,7 +115,9 @@ def evaluate(
       name: of the policy, for the report.
       dataset, split: of the data, for the report.
       traded: traded value of the bars, see `read_traded`.
-      facts: of the policy, added to the record.
+      spans: key of the data in the ledger, see `perpjax.data.dataset.find_spans`. None: that of the market.
+      facts: of the policy, added to the record. `settings`, a hash, tells policies apart in the ledger; without it
+        two policies with different results are two.
       quick: without stresses, shifted starts, and the baselines that trade.
       seed: of the policy's random numbers, the random draws and the bootstrap.
 
@@ -123,9 +130,8 @@ def evaluate(
     record |= _describe_data(env, played, dataset, split)
     times, curve = combine_curves([Curve(a.symbol, a.times(), a.states.equity) for a in played])
     returns, dates = daily_returns(times, curve), utc_days(times)
-    baselines = play_baselines(played, lots, seed, quick)
-    draws, windows, stresses = _play_others(env, act, key, played, lots, seed, quick)
-    market = _combine(played, next(b.equity for b in baselines if b.name == "market"))
+    rivals, windows, stresses = _play_others(env, act, key, played, lots, seed, quick)
+    market = _combine(played, next(b.curves for b in rivals.baselines if b.name == "market"))
     days = (times[-1] - times[0]) / 86_400_000
     record |= {
         "accounts": [_describe_account(a) for a in played],
@@ -141,8 +147,8 @@ def evaluate(
         "volume": _measure_volume(lots, traded),
         "twin": _describe_twin(played, lots, agreements),
         "windows": windows,
-        "baselines": [_describe_baseline(b, played, returns) for b in baselines],
-        "random": _describe_random(draws, played, float(curve[-1] - 1)),
+        "baselines": [_describe_baseline(b, played, returns) for b in rivals.baselines],
+        "random": _describe_random(rivals.random, played, float(curve[-1] - 1)),
         **stresses,
         "arithmetic": cost_arithmetic(lots),
         "latency": _measure_latency(lots, env.market.candles_per_bar),
@@ -151,33 +157,41 @@ def evaluate(
     record["diagnosis"] = diagnose(record)
     record["verdict"] = write_verdict(record)
     record["sha256"] = hash_record(record)
+    record["trials"] = _enter_look(record, list(spans or market_spans(env.market)))
     return Evaluation(record, tabulate_equity(played), lots, tabulate_candles(played))
 
 
 def _play_others(
     env: PerpEnv, act: Act, key: Any, played: Sequence[Played], lots: pa.Table, seed: int, quick: bool
-) -> tuple[RandomDraws | str, dict[str, Any], dict[str, Any]]:
-    """Random draws, windows, stresses with shifted starts: programs of their own, compiled at the same time."""
+) -> tuple[Rivals, dict[str, Any], dict[str, Any]]:
+    """Baselines, windows, stresses with shifted starts: programs of their own, compiled at the same time."""
     if quick:
         absent = {"absent": QUICK}
-        return QUICK, absent, {"stresses": [], "shifted": absent}
+        return play_baselines(played, lots, seed=seed, quick=True), absent, {"stresses": [], "shifted": absent}
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        draws = threads.submit(play_random, played, lots, seed=seed)
+        rivals = threads.submit(play_baselines, played, lots, seed=seed)
         windows = threads.submit(_play_windows, env, act, key)
-        stresses = threads.submit(play_stresses, env, act, key)
-        found, shifted = stresses.result()
+        found, shifted = play_stresses(env, act, key)
         later = {"bars": shifted.bars, "returns": shifted.returns.tolist()} if shifted else {"absent": SHORT}
-        return (
-            draws.result(),
-            windows.result(),
-            {"stresses": [_describe_stress(x, played) for x in found], "shifted": later},
-        )
+        stresses = {"stresses": [_describe_stress(x, played) for x in found], "shifted": later}
+        return rivals.result(), windows.result(), stresses
 
 
 def hash_record(record: dict[str, Any]) -> str:
     """Return the SHA-256 of a record without its trials; equal for two evaluations of one policy."""
     body = {name: value for name, value in record.items() if name not in SECRET}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _enter_look(record: dict[str, Any], spans: list[Span]) -> dict[str, Any]:
+    """Enter this look into the ledger, and return its place among the others."""
+    policy, daily = record["policy"], record["daily"]
+    look = {
+        "run": policy.get("run") or policy["name"], "step": policy.get("step"), "split": record["data"]["split"],
+        "settings": policy.get("settings"), "result": record["sha256"], "spans": spans, "dates": daily["dates"],
+        "returns": daily["returns"],
+    }  # fmt: skip
+    return judge_trials(Ledger(), look)
 
 
 def tabulate_equity(played: Sequence[Played]) -> pa.Table:
@@ -221,10 +235,16 @@ def _describe_data(env: PerpEnv, played: Sequence[Played], dataset: str | None, 
     data = {
         "dataset": dataset or ", ".join(env.market.symbols), "split": split, "symbols": list(env.market.symbols),
         "first": int(min(a.times()[0] for a in played)), "last": int(max(a.times()[-1] for a in played)),
-        "candles_per_bar": env.market.candles_per_bar,
+        "candles_per_bar": env.market.candles_per_bar, "settlements": sum(map(_count_settlements, played)),
     }  # fmt: skip
     params = {f.name: float(str(np.asarray(getattr(env.params, f.name)))) for f in dataclasses.fields(env.params)}
     return {"data": data, "params": params, "config": dataclasses.asdict(env.config)}
+
+
+def _count_settlements(account: Played) -> int:
+    """Bars with a funding rate other than 0."""
+    market, t = account.env.market, account.states.t[: account.steps]
+    return int(np.count_nonzero(np.asarray(market.candles[:, -3])[t]))
 
 
 def _describe_account(account: Played) -> dict[str, Any]:
@@ -241,11 +261,12 @@ def _combine(played: Sequence[Played], curves: Sequence[np.ndarray]) -> Float[np
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
-    return {"difference": float(np.sum(ours - theirs)), "interval": find_interval(sum_up, ours - theirs)}
+    """The difference of two whole returns, and its interval from the same resampled days of both."""
+    return {"difference": float(np.prod(1 + ours) - np.prod(1 + theirs)), "interval": compare(ours, theirs)}
 
 
-def _describe_baseline(baseline: Any, played: Sequence[Played], returns: np.ndarray) -> dict[str, Any]:
-    curve, times = _combine(played, baseline.equity), _times(played)
+def _describe_baseline(baseline: Baseline, played: Sequence[Played], returns: np.ndarray) -> dict[str, Any]:
+    curve, times = _combine(played, baseline.curves), _times(played)
     daily = daily_returns(times, curve)
     found: dict[str, Any] = {
         "name": baseline.name, "title": baseline.title, "return": float(curve[-1] - 1),
@@ -264,9 +285,12 @@ def _times(played: Sequence[Played]) -> Int[np.ndarray, "times"]:
 def _describe_random(draws: RandomDraws | str, played: Sequence[Played], ours: float) -> dict[str, Any]:
     if isinstance(draws, str):
         return {"absent": draws}
-    whole = draws.combine([a.symbol for a in played])
-    place = np.mean(whole < ours) + np.mean(whole == ours) / 2
-    return {"returns": whole.tolist(), "place": float(place)}
+    symbols = [account.symbol for account in played]
+    parts = [np.prod([closes[:, -1] / closes[:, 0] for closes, of in zip(draws.closes, symbols, strict=True)
+                      if of == symbol], axis=0) for symbol in dict.fromkeys(symbols)]  # fmt: skip
+    returns = np.mean(parts, axis=0) - 1  # as `combine_curves`
+    found = {"returns": returns.tolist(), "place": find_place(returns, ours)}
+    return found | {"lots_per_spell": draws.lots_per_spell}
 
 
 def _describe_stress(stress: Stress, played: Sequence[Played]) -> dict[str, Any]:
@@ -280,7 +304,10 @@ def _describe_stress(stress: Stress, played: Sequence[Played]) -> dict[str, Any]
         curves.append(combine_curves(parts))
     (times, changed), (_, plain) = curves
     changed_days, plain_days = daily_returns(times, changed), daily_returns(times, plain)
-    found = {"name": stress.name, "title": stress.title, "return": float(changed[-1] - 1), "lots": stress.opened}
+    found = {
+        "name": stress.name, "title": stress.title, "return": float(changed[-1] - 1), "lots": stress.opened,
+        "ruined": stress.ruined,
+    }  # fmt: skip
     return found | _difference(changed_days, plain_days)
 
 

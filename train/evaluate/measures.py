@@ -22,12 +22,12 @@ def daily_returns(times: Int[np.ndarray, "rows"], equity: Float[np.ndarray, "row
 
     Args:
       times: of each value, UTC ms, ascending.
-      equity: positive.
+      equity: not negative. After 0 the returns are 0.
     """
     day = (times[1:] - 1) // DAY_MS  # the value at midnight closes the day before
     last = np.append(np.flatnonzero(np.diff(day)), len(day) - 1) + 1
     closes = np.concatenate([equity[:1], equity[last]])
-    return closes[1:] / closes[:-1] - 1
+    return np.divide(closes[1:], closes[:-1], out=np.ones(len(closes) - 1), where=closes[:-1] > 0) - 1
 
 
 class Curve(NamedTuple):

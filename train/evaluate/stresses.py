@@ -35,6 +35,8 @@ class Stress(NamedTuple):
     """Without the change, of the same program."""
     opened: int
     """Lots of all accounts."""
+    ruined: int
+    """Accounts that ended in ruin."""
 
 
 class Shifted(NamedTuple):
@@ -63,8 +65,7 @@ def play_stresses(env: PerpEnv, act: Act, key: Array) -> tuple[list[Stress], Shi
         found, shifted = _play_batch(env, segments, act, key)
         plain = found[0].plain
         for rule, one in zip(rules, other, strict=True):
-            equity, opened = one.result()
-            found.append(Stress(rule, f"ambiguous candles: {rule}", equity, plain, opened))
+            found.append(Stress(rule, f"ambiguous candles: {rule}", one.result()[0], plain, *one.result()[1:]))
     return found, shifted
 
 
@@ -89,20 +90,20 @@ def _play_batch(env: PerpEnv, segments: Sequence[Segment], act: Act, key: Array)
             shifted.append(paths[-1] / paths[shifts[-1]] - 1)
     plain, found = [c.equity[:, 0] for c in curves], []
     for k, (name, title) in enumerate(names[1:], 1):
-        found.append(
-            Stress(name, title, [c.equity[:, k] for c in curves], plain, sum(int(c.opened[k]) for c in curves))
-        )
+        opened, ruined = (sum(int(getattr(c, kind)[k]) for c in curves) for kind in ("opened", "ruined"))
+        found.append(Stress(name, title, [c.equity[:, k] for c in curves], plain, opened, ruined))
     return found, Shifted(BARS_BETWEEN, np.mean(shifted, axis=0)) if shifted else None
 
 
-def _play_rule(rule: Intrabar, segments: Sequence[Segment], act: Act, key: Array) -> tuple[list[np.ndarray], int]:
-    """The equity of each account under another rule, and its lots."""
+def _play_rule(rule: Intrabar, segments: Sequence[Segment], act: Act, key: Array) -> tuple[list[np.ndarray], int, int]:
+    """The equity of each account under another rule, its lots, and the accounts that were ruined."""
     curves = []
     for i, segment in enumerate(segments):
         env = dataclasses.replace(segment.env, config=dataclasses.replace(segment.env.config, intrabar=rule))
         length = segment.last - segment.first + 1
         curves.append(play_curves(env, act, jax.random.fold_in(key, i), np.asarray([segment.first]), length))
-    return [c.equity[:, 0] for c in curves], sum(int(c.opened[0]) for c in curves)
+    opened, ruined = (sum(int(getattr(c, kind)[0]) for c in curves) for kind in ("opened", "ruined"))
+    return [c.equity[:, 0] for c in curves], opened, ruined
 
 
 def _multiply_costs(params: EnvParams, factors: Sequence[float], others: int) -> EnvParams:

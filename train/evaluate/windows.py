@@ -5,9 +5,11 @@ import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from perpjax.params import EnvConfig
 from perpjax.rollout import Act, play_windows, window_starts
 from perpjax.rules.orders import hold_action, sample_action
 from perpjax.state import State
@@ -15,6 +17,9 @@ from perpjax.vec import Env, unwrapped
 from train.normalize import Moments
 from train.policies.policy import Carry, Params, Policy
 from train.state import Learner
+
+CHOICES = ("greedy", "flat", "random")
+"""Names of `choose`."""
 
 
 class Result(NamedTuple):
@@ -83,6 +88,26 @@ class _Greedy:
         reset = state.terminated | state.truncated
         carry, distribution, _ = self.policy(params, carry, observations.standardise(state.obs), reset)
         return distribution.mode(), carry
+
+
+def choose(name: str, env: Env, learner: Learner, policy: Policy) -> Act:
+    """Return `greedy`, `flat` or `random` by its name. The three share one compiled program."""
+    act = _Chosen(policy, unwrapped(env).config)
+    return jax.tree_util.Partial(act, np.int32(CHOICES.index(name)), learner.params, learner.observations)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The actions of all three, of which it returns one."""
+
+    policy: Policy
+    config: EnvConfig
+
+    def __call__(
+        self, choice: Array, params: Params, observations: Moments, key: Array, state: State, carry: Carry
+    ) -> tuple[Array, Carry]:
+        action, carry = _Greedy(self.policy)(params, observations, key, state, carry)
+        return jnp.stack([action, hold_action(self.config), sample_action(key, self.config)])[choice], carry
 
 
 def measure_windows(

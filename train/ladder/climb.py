@@ -60,6 +60,8 @@ class Settings:
     """Fault to plant in the trainer; exit status 1 if its rungs do not notice."""
     out: pathlib.Path | None = None
     """Folder of the results; default runs/ladder-<time>. Finished runs in it are not repeated."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache folder, as `perpjax train` does."""
 
     def __post_init__(self):
         if self.seeds < 1:

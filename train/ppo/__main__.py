@@ -6,6 +6,7 @@ import sys
 
 import jax
 
+from train.compilation import use_cache
 from train.ppo.command import parse
 from train.ppo.run import continue_run, train
 from train.stopping import Interrupted
@@ -18,6 +19,7 @@ def main(args: list[str] | None = None, prog: str = "python -m train.ppo") -> No
     """
     try:
         config, resumed = parse(sys.argv[1:] if args is None else args, prog)
+        use_cache(config.cache)
         if resumed is None:
             train(config)
         else:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from perpjax import VecEnv
@@ -68,7 +69,7 @@ class PPO:
         params = self.policy.init(key_params, states.obs[:1])
         learner = Learner(
             params=params,
-            optimiser=make_optimiser(config).init(params),
+            optimiser=make_optimiser(config, params).init(ravel_pytree(params)[0]),
             observations=Moments.empty(states.obs.shape[1:]),
             returns=Moments.empty(()),
             update=jnp.int32(0),
@@ -112,12 +113,13 @@ class PPO:
         """Play `num_steps` steps of every environment.
 
         Returns:
-          The state afterwards, the steps, the discounted return after each of them, and counts of ended episodes.
+          The state afterwards, the steps, the discounted return after each of them, and the sums over the ended
+          episodes of each environment.
         """
         learner, gamma = state.learner, self.config.gamma
 
         def step(loop: tuple, _: None) -> tuple:
-            states, carry, discounted, key = loop
+            (states, carry, discounted, key), counts = loop
             key, key_action = jax.random.split(key)
             reset = begins_episode(states)
             obs = learner.observations.standardise(states.obs) + noise
@@ -131,11 +133,12 @@ class PPO:
                 states.obs, reset, action, distribution.log_prob(action), value,
                 stepped.reward, stepped.terminated, stepped.truncated, final_value,
             )  # fmt: skip
-            loop = stepped, carry, jnp.where(done, 0, discounted), key
-            return loop, (transition, discounted, count_episodes(stepped, done))
+            counts = jax.tree.map(jnp.add, counts, count_episodes(stepped))
+            return ((stepped, carry, jnp.where(done, 0, discounted), key), counts), (transition, discounted)
 
         loop = state.envs, state.carry, state.discounted, state.key
-        loop, (steps, returns, counts) = jax.lax.scan(step, loop, length=self.config.num_steps)
+        zeros = jax.tree.map(jnp.zeros_like, count_episodes(state.envs))
+        (loop, counts), (steps, returns) = jax.lax.scan(step, (loop, zeros), length=self.config.num_steps)
         return TrainState(learner, *loop), steps, returns, counts
 
     def estimate(self, state: TrainState, steps: Transition, scale: Moments, noise: Float[Array, "envs obs"]) -> Rows:
@@ -168,7 +171,7 @@ class PPO:
         Args:
           carry: the policy's memory before the first step.
         """
-        config, optimiser = self.config, make_optimiser(self.config)
+        config, optimiser = self.config, make_optimiser(self.config, learner.params)
         has_memory = bool(jax.tree.leaves(carry))
 
         def to_blocks(x: Array) -> Array:
@@ -178,20 +181,26 @@ class PPO:
         blocks = jax.tree.map(to_blocks, rows)
         carries = jax.tree.map(lambda x: x.reshape(config.minibatches, -1, *x.shape[1:]), carry)
 
-        def compute_loss(params: Params, carry: Carry, rows: Rows) -> tuple[Array, Metrics]:
-            distribution, value = self.replay(params, carry, rows)
+        # One vector of all parameters: a GPU takes longer to launch ten small kernels than for their arithmetic.
+        vector, unravel = ravel_pytree(learner.params)
+        names: list[str] = []
+
+        def compute_loss(vector: Array, carry: Carry, rows: Rows) -> tuple[Array, Metrics]:
+            distribution, value = self.replay(unravel(vector), carry, rows)
             return self.loss(distribution, value, rows, config)
 
-        def learn(loop: tuple[Params, optax.OptState], block: Array) -> tuple:
-            params, opt_state = loop
+        def learn(loop: tuple[Array, optax.OptState], block: Array) -> tuple:
+            vector, opt_state = loop
             carry, rows = jax.tree.map(lambda x: x[block], (carries, blocks))
-            (_, losses), grads = jax.value_and_grad(compute_loss, has_aux=True)(params, carry, rows)
-            updates, opt_state = optimiser.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), losses | {"grad_norm": optax.tree.norm(grads)}
+            (_, losses), grads = jax.value_and_grad(compute_loss, has_aux=True)(vector, carry, rows)
+            updates, opt_state = optimiser.update(grads, opt_state, vector)
+            losses |= {"grad_norm": optax.tree.norm(grads)}
+            names[:] = losses  # known once the loss is traced
+            return (optax.apply_updates(vector, updates), opt_state), jnp.stack(list(losses.values()))
 
         orders = jax.vmap(lambda k: jax.random.permutation(k, config.minibatches))(jax.random.split(key, config.epochs))
-        loop, losses = jax.lax.scan(learn, (learner.params, learner.optimiser), orders.reshape(-1))
-        return *loop, losses
+        (vector, optimiser), losses = jax.lax.scan(learn, (vector, learner.optimiser), orders.reshape(-1))
+        return unravel(vector), optimiser, dict(zip(names, losses.T, strict=True))
 
     def replay(self, params: Params, carry: Carry, rows: Rows) -> tuple[Distribution, Array]:
         """Return distribution and value of every row under other parameters.
@@ -208,17 +217,16 @@ class PPO:
         return jax.lax.scan(step, carry, (rows.obs, rows.reset))[1]
 
 
-def make_optimiser(config: Config) -> optax.GradientTransformation:
-    """Return Adam with clipped gradients and decoupled weight decay of matrices; the rate falls linearly to zero."""
+def make_optimiser(config: Config, params: Params) -> optax.GradientTransformation:
+    """Return Adam with clipped gradients and decoupled weight decay of matrices; the rate falls linearly to zero.
+
+    It works on the vector of all parameters, as `ravel_pytree` makes it.
+    """
     steps = config.num_updates * config.epochs * config.minibatches
+    decay, _ = ravel_pytree(jax.tree.map(lambda x: jnp.full(x.shape, config.weight_decay * (x.ndim > 1)), params))
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            optax.linear_schedule(config.learning_rate, 0.0, steps),
-            eps=1e-5,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
-        ),
+        optax.adamw(optax.linear_schedule(config.learning_rate, 0.0, steps), eps=1e-5, weight_decay=decay),
     )
 
 

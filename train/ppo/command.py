@@ -21,7 +21,9 @@ CHOICES = {
 }
 """Help of each field of `EnvConfig`."""
 IN_BASIS_POINTS = ("taker_fee", "slippage_base")
-MAY_CHANGE = ("total_steps", "evaluate_every", "checkpoint_every", "report", "tensorboard", "updates_per_chunk")
+MAY_CHANGE = (
+    "total_steps", "evaluate_every", "checkpoint_every", "report", "tensorboard", "updates_per_chunk", "cache"
+)  # fmt: skip
 """Settings that a resumed run may change; none changes the updates but the end of the learning rate."""
 
 

@@ -160,9 +160,12 @@ class MachineArgs:
     """Environments stepped together. Fewer need less memory, and learn in smaller, more frequent updates."""
     updates_per_chunk: int | None = None
     """Most updates between two reports to the host. Default: as many as take a second, at most 64."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache folder, for a quick start of the next run. PERPJAX_CACHE names
+    another folder, or turns it off with 0."""
 
 
-LATER = ("report", *(f.name for f in dataclasses.fields(NetworkArgs) if f.name != "hidden"))
+LATER = ("report", "cache", *(f.name for f in dataclasses.fields(NetworkArgs) if f.name != "hidden"))
 """Settings that came after the first config.json."""
 
 

@@ -5,11 +5,12 @@ import hashlib
 import json
 
 from perpjax import PerpEnv
+from perpjax.data.dataset import find_spans, open_sealed
 from train.evaluate.evaluation import Evaluation, evaluate, read_traded
 from train.ppo.config import LATER, Config
 from train.ppo.load import LoadedPolicy
 
-UNRELATED = ("run_dir", "report", "tensorboard", "checkpoint_every", "updates_per_chunk")
+UNRELATED = ("run_dir", "report", "tensorboard", "checkpoint_every", "updates_per_chunk", "cache")
 """Settings that change no policy."""
 
 
@@ -35,14 +36,17 @@ def evaluate_policy(
     Raises:
       ValueError: the dataset does not fit.
     """
-    env = env or policy.env(split, dataset)
+    with open_sealed():
+        env = env or policy.env(split, dataset)
+    place = policy.locate(dataset)
     return evaluate(
         env,
         policy,
         name=policy.run.name,
         dataset=dataset or policy.config.dataset,
         split=split,
-        traded=read_traded(policy.locate(dataset), env.market.symbols),
+        traded=read_traded(place, env.market.symbols),
+        spans=find_spans(place, env.market),
         facts={"run": policy.run.name, "which": which, "step": policy.step, "settings": hash_settings(policy)},
         quick=quick,
     )

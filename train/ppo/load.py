@@ -92,7 +92,7 @@ class LoadedPolicy:
         """Return the environment of a split, with the run's numbers and choices.
 
         Args:
-          split: "train", "val", "test", or None for all bars.
+          split: "train", "val", "test", or None for all bars. Loading "test" leaves an entry in the user's ledger.
           dataset: another dataset of the same features. By default it is that of the run. A warning says so if the
             data are not those of the training.
 

@@ -54,12 +54,12 @@ def compute_gae(
     delta = reward + gamma * following - value
     keep = gamma * gae_lambda * ~(terminated | truncated)
 
-    def backwards(advantage: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        delta_t, keep_t = step
-        advantage = delta_t + keep_t * advantage
-        return advantage, advantage
+    def join(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The advantage at the earlier step is `delta + keep * (advantage at the later one)`."""
+        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
 
-    return jax.lax.scan(backwards, jnp.zeros_like(last_value), (delta, keep), reverse=True)[1]
+    # In 5 rounds for 32 steps: a GPU takes longer for 32 small kernels than for the arithmetic.
+    return jax.lax.associative_scan(join, (delta, keep), reverse=True)[0]
 
 
 def ppo_loss(
@@ -78,15 +78,15 @@ def ppo_loss(
     log_ratio = distribution.log_prob(rows.action) - rows.log_prob
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-    policy_loss = -jnp.mean(jnp.minimum(ratio * rows.advantage, clipped * rows.advantage))
     value_clipped = rows.value + jnp.clip(value - rows.value, -config.clip, config.clip)
-    value_loss = 0.5 * jnp.mean(jnp.maximum((value - rows.target) ** 2, (value_clipped - rows.target) ** 2))
-    entropy = jnp.mean(distribution.entropy())
-    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-    return loss, {
-        "policy_loss": policy_loss,
-        "value_loss": value_loss,
-        "entropy": entropy,
-        "kl": jnp.mean(ratio - 1 - log_ratio),
-        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > config.clip),
+    parts = {
+        "policy_loss": -jnp.minimum(ratio * rows.advantage, clipped * rows.advantage),
+        "value_loss": 0.5 * jnp.maximum((value - rows.target) ** 2, (value_clipped - rows.target) ** 2),
+        "entropy": distribution.entropy(),
+        "kl": ratio - 1 - log_ratio,
+        "clip_fraction": (jnp.abs(ratio - 1) > config.clip).astype(ratio.dtype),
     }
+    means = jnp.mean(jnp.stack(list(parts.values())).reshape(len(parts), -1), axis=1)  # one reduction for all
+    means = dict(zip(parts, means, strict=True))
+    loss = means["policy_loss"] + config.value_coef * means["value_loss"] - config.entropy_coef * means["entropy"]
+    return loss, means

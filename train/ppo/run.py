@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.data.seeds import seed_key
 from train import checkpoint
 from train.checkpoint import Checkpoints, write_json
-from train.evaluate import Result, Windows, flat, greedy, random, t_statistic
+from train.evaluate import Result, Windows, choose, t_statistic
 from train.hooks import Hook, RunInfo
 from train.hooks.broadcast import Broadcast
 from train.hooks.display import Display
@@ -142,7 +143,7 @@ class _Session:
         train_env, validation_env = (make_env(config, split, dataset) for split in ("train", "val"))
         envs = VecEnv(AutoReset(train_env))
         forms = jax.eval_shape(self.ppo.init, envs, jax.random.key(0))
-        check_fit(_lower_bound(self.ppo, envs, forms), "at least, before anything is compiled", config.num_envs)
+        check_fit(_lower_bound(config, forms), "at least, before anything is compiled", config.num_envs)
         resumed = None if self.is_new else self._read(forms)
         origin = None if config.init_from is None or resumed else self._read_origin(train_env)
         self._record({"train": train_env.market, "val": validation_env.market}, resumed)
@@ -153,26 +154,43 @@ class _Session:
         for text in self.messages:
             hooks.on_message(text)
 
+        is_to_learn = self.progress.update < config.num_updates
+        if is_to_learn:
+            hooks.on_stage("compiling")
+            # The largest program begins first, in a thread. The first state needs a program, too.
+            program = InThread(lambda: compile_chunk(self.ppo.update, envs, forms, config.schedule.most))
         state = resumed.state if resumed else _begin(self.ppo, envs, origin)
-        if self.progress.update < config.num_updates:
-            state = self._learn(envs, validation_env, state)
+        if is_to_learn:
+            state = self._learn(envs, validation_env, state, program)
         if self.stopper.wanted is None:
             self.stopper.patient = False  # everything is saved: a signal may leave the rest behind
             hooks.on_stage("evaluating")
-            self._compare(validation_env, state.learner)
-            report = self._judge(validation_env) if config.report else ""
-            hooks.on_end(report + self._last_words())
+            report = InThread(lambda: self._judge(validation_env) if config.report else "")
+            try:
+                self._compare(validation_env, state.learner)
+                if config.report:
+                    hooks.on_stage("replaying every lot")
+            finally:
+                report.done.wait()  # no thread is left in XLA
+            hooks.on_end(report() + self._last_words())
 
-    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState) -> TrainState:
-        """Compile, and run the updates up to the end or a signal; everything is saved afterwards."""
+    def _learn(self, envs: VecEnv, validation: PerpEnv, state: TrainState, program: InThread) -> TrainState:
+        """Run the updates up to the end or a signal; everything is saved afterwards.
+
+        Args:
+          program: compiles them.
+        """
         config, hooks = self.config, self.hooks
-        hooks.on_stage("compiling")
         windows = Windows.of(validation, jax.random.key(EVALUATION_SEED), most=LOOK_WINDOWS)
-        program = InThread(lambda: compile_chunk(self.ppo.update, envs, state, config.schedule.most))
-        if config.schedule.evaluate_every:
-            self._look(windows, state.learner)  # to compile it meanwhile
         run_chunk = program()
         check_fit(program_bytes(run_chunk), "the compiled program", config.num_envs)
+        # The evaluation compiles beside the first update, not before it.
+        first = jax.tree.map(np.array, state.learner)  # the updates take the buffers over
+        is_ready = InThread(lambda: self._look(windows, first) if config.schedule.evaluate_every else None)
+
+        def look(learner: Learner) -> dict[str, Any]:
+            is_ready()
+            return self._look(windows, learner)
 
         hooks.on_stage("training")
         checkpoints = Checkpoints(self.folder)
@@ -186,12 +204,13 @@ class _Session:
                 self.progress,
                 config.schedule,
                 hooks=hooks,
-                look=lambda learner: self._look(windows, learner),
+                look=look,
                 checkpoints=checkpoints,
                 stop=lambda: self.stopper.wanted is not None,
                 started=self._on_first_chunk,
             )
         finally:
+            is_ready.done.wait()  # no thread is left in XLA
             try:
                 checkpoints.close()
             except checkpoint.CheckpointError as error:
@@ -286,7 +305,7 @@ class _Session:
 
     def _look(self, windows: Windows, learner: Learner) -> dict[str, Any]:
         policy = self.ppo.policy
-        result = windows.play(greedy(learner, policy), single_carry(policy))
+        result = windows.play(choose("greedy", windows.env, learner, policy), single_carry(policy))
         return {"windows": len(windows.starts)} | result.means()
 
     def _compare(self, env: PerpEnv, learner: Learner) -> None:
@@ -300,10 +319,12 @@ class _Session:
                 learnt = {"best": (step, read_learner(self.folder, step, policy))} | learnt
             except ValueError as error:
                 self.hooks.on_message(str(error))
+        plan = {name: ("greedy", of_step) for name, (_, of_step) in learnt.items()}
+        plan |= {name: (name, learner) for name in ("flat", "random")}
         results = {
-            name: windows.play(greedy(of_step, policy), single_carry(policy)) for name, (_, of_step) in learnt.items()
+            name: windows.play(choose(choice, env, of_step, policy), single_carry(policy))
+            for name, (choice, of_step) in plan.items()
         }
-        results |= {name: windows.play(act(env)) for name, act in (("flat", flat), ("random", random))}
         policies = {name: {"step": learnt[name][0]} if name in learnt else {} for name in results}
         policies = {name: policies[name] | _describe_result(result) for name, result in results.items()}
         bars = config.env.episode_length
@@ -316,7 +337,6 @@ class _Session:
 
     def _judge(self, env: PerpEnv) -> str:
         """Evaluate the best policy on validation, every lot of it; return the verdict. A failure is no end of a run."""
-        self.hooks.on_stage("replaying every lot")
         which = "final" if self.progress.best is None else "best"
         folder = self.folder / "evaluation-val"
         try:
@@ -404,11 +424,9 @@ def _restore(snapshot: checkpoint.Snapshot, forms: TrainState, where: pathlib.Pa
     return rest._replace(learner=learner), progress
 
 
-def _lower_bound(ppo: PPO, envs: VecEnv, forms: TrainState) -> int:
-    """Bytes of the state and of the stored steps; the program needs more."""
-    noise = jax.ShapeDtypeStruct(forms.envs.obs.shape, forms.envs.obs.dtype)
-    _, steps, *_ = jax.eval_shape(ppo.collect, envs, forms, noise)
-    return count_bytes(forms) + count_bytes(steps)
+def _lower_bound(config: Config, forms: TrainState) -> int:
+    """Bytes of the state and of the stored observations; the program needs more."""
+    return count_bytes(forms) + config.num_steps * count_bytes(forms.envs.obs)
 
 
 def _describe_rate(old: Config, new: Config, update: int) -> str:
