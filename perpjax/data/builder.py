@@ -1,6 +1,5 @@
 """From tables to a `Market`: checked, put on the grid, priced in ticks, shifted by one bar, moved to the device."""
 
-import importlib
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from perpjax._grid import FIRST_DECISION
+from perpjax._importing import import_function
 from perpjax.data import grid as gr
 from perpjax.data import indicators
 from perpjax.data.contract import CANDLES, FUNDING, MARK, DataError, infer_interval_ms, validate
@@ -304,16 +304,9 @@ def find_function(spec: str) -> FeatureFunction:
     Raises:
       ValueError: there is none.
     """
-    module, colon, name = spec.partition(":")
-    if not (module and colon and name):
+    if not all(spec.partition(":")):
         raise ValueError(f"features {spec!r} is not {', '.join(FUNCTIONS)}, none or module:function")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
-        raise ValueError(f"features {spec}: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise ValueError(f"features {spec}: is a {type(function).__name__}, not a function")
-    return function
+    return import_function(spec, "features")
 
 
 def _name_features(features: str | FeatureFunction | pa.Table | None) -> str:

@@ -12,7 +12,7 @@ from train.ppo.config import Config, Fraction, MachineArgs, NetworkArgs, ParamAr
 from train.run_folder import Run, find_run
 
 CHOICES = {
-    "actions": "Form of an action. The trainer's policy is a multi_discrete one.",
+    "actions": "Form of an action: indices, or five floats in [-1, 1], which need --opposite close.",
     "intrabar": "Rule that selects one of several levels reached inside a candle.",
     "reward": "log_return of equity, or shaped: that less the penalties below.",
     "opposite": "Treatment of a direction against the lots held: refuse the order, or close the lots.",
@@ -141,7 +141,7 @@ def parse(args: Sequence[str] | None, prog: str) -> tuple[Config, str | None]:
                 )
         return given.to_config(), str(folder)
     if (origin := command.run.init_from) is not None:
-        hidden = Config.from_json(Run(find_run(origin)).settings()).hidden
-        default = dataclasses.replace(Command(), network=NetworkArgs(hidden))
+        network = Command.of(Config.from_json(Run(find_run(origin)).settings())).network
+        default = dataclasses.replace(Command(), network=network)
         command = tyro.cli(Command, args=args, prog=prog, default=default)
     return command.to_config(), None

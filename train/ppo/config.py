@@ -5,7 +5,7 @@ import decimal
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import tyro
@@ -105,8 +105,21 @@ class RunArgs:
 class NetworkArgs:
     """The policy's network."""
 
+    network: Literal["mlp", "gru"] = "mlp"
+    """A perceptron, or a recurrent network: a perceptron, then a gated recurrent unit with memory of the episode."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of each trunk."""
+    """Widths of each trunk; for gru, of the perceptron before its unit."""
+    activation: Literal["tanh", "relu", "gelu", "silu"] = "tanh"
+    """Function between the layers of a perceptron."""
+    shared_trunk: bool = False
+    """One trunk for actor and critic instead of two."""
+    gru_width: int = 64
+    """Numbers that each unit of gru remembers."""
+    policy: str | None = None
+    """A network of your own instead: module:function, a function of the settings that returns a policy. docs/runs.md
+    has an example."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the products in the trunks. Parameters, memory, losses and statistics are always float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +165,7 @@ class MachineArgs:
     another folder, or turns it off with 0."""
 
 
-LATER = ("report", "cache")
+LATER = ("report", "cache", *(f.name for f in dataclasses.fields(NetworkArgs) if f.name != "hidden"))
 """Settings that came after the first config.json."""
 
 
@@ -188,9 +201,11 @@ class Config(MachineArgs, PPOArgs, NetworkArgs, RunArgs):
             all(1 <= w <= WIDTH for w in self.hidden),
             f"hidden is {self.hidden}; every width must be at least 1 and at most {WIDTH}",
         )
+        self._check_network(need)
         need(
-            self.env.actions == "multi_discrete",
-            f"env.actions is {self.env.actions}; the trainer's policy is a multi_discrete one",
+            self.env.actions != "box5" or self.env.opposite == "close",
+            f"env.actions is box5 and env.opposite is {self.env.opposite}; such a policy could never close a lot: box5 "
+            "has no close of its own; give --opposite close, and an order against the lots held closes them",
         )
         batch = self.num_envs * self.num_steps
         bars = self.num_envs * (self.env.episode_length + self.num_steps)
@@ -226,6 +241,25 @@ class Config(MachineArgs, PPOArgs, NetworkArgs, RunArgs):
             value = getattr(self, name)
             need(value is None or value >= low, f"{name} is {value}; it must be at least {low}")
         EnvParams(**dataclasses.asdict(self.params))
+
+    def _check_network(self, need: Callable[[bool, str], None]) -> None:
+        kinds = {f.name: f.type for f in dataclasses.fields(NetworkArgs)}
+        for name in ("network", "activation", "compute_dtype"):
+            value, choices = getattr(self, name), get_args(kinds[name])
+            need(value in choices, f"{name} is {value}; it must be one of {', '.join(choices)}")
+        width = self.gru_width
+        need(1 <= width <= WIDTH, f"gru_width is {width}; it must be at least 1 and at most {WIDTH}")
+        if self.policy is not None:
+            need(
+                len(self.policy.split(":")) == 2 and all(self.policy.split(":")),
+                f"policy is {self.policy!r}; it must be module:function",
+            )
+            need(self.network == "mlp", f"network is {self.network} and policy is {self.policy}; give one of the two")
+        else:
+            need(
+                self.network == "gru" or width == NetworkArgs.gru_width,
+                f"gru_width is {width} and network is {self.network}; --network gru has such a width",
+            )
 
     @property
     def num_updates(self) -> int:

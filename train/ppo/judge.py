@@ -1,11 +1,13 @@
 """The evaluation of a run's policy on a split of its data."""
 
+import dataclasses
 import hashlib
 import json
 
 from perpjax import PerpEnv
 from perpjax.data.dataset import find_spans, open_sealed
 from train.evaluate.evaluation import Evaluation, evaluate, read_traded
+from train.ppo.config import LATER, Config
 from train.ppo.load import LoadedPolicy
 
 UNRELATED = ("run_dir", "report", "tensorboard", "checkpoint_every", "updates_per_chunk", "cache")
@@ -52,5 +54,11 @@ def evaluate_policy(
 
 def hash_settings(policy: LoadedPolicy) -> str:
     """Return the SHA-256 of the settings of a run, its seed among them."""
-    settings = {name: x for name, x in policy.config.to_json().items() if name not in UNRELATED}
+    # A setting that came later leaves the hash as it was, if it has its default.
+    later = {f.name: f.default for f in dataclasses.fields(Config) if f.name in LATER}
+    settings = {
+        name: x
+        for name, x in policy.config.to_json().items()
+        if name not in UNRELATED and (name not in later or x != later[name])
+    }
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -122,14 +122,27 @@ def load_policy(run: str | pathlib.Path | Run, which: str | int = "best") -> Loa
       which: "best" on the validation split, "final" (the newest), or the environment steps of a kept checkpoint.
 
     Raises:
-      ValueError: there is no such run or checkpoint, or it is damaged. The message is one line.
+      ValueError: there is no such run or checkpoint, it is damaged, or its own network cannot be imported. The message
+        is one line.
     """
     folder = run.path if isinstance(run, Run) else find_run(run)
     record = Run(folder).config()
     config = Config.from_json(record["settings"])
-    policy, step = make_policy(config), choose_step(folder, which)
+    policy, step = make_run_policy(config, folder), choose_step(folder, which)
     learner = read_learner(folder, step, policy)
     return LoadedPolicy(learner.params, learner.observations, policy, folder, step, config, record["dataset"])
+
+
+def make_run_policy(config: Config, folder: pathlib.Path) -> Policy:
+    """Return the policy of the settings of a run in this folder.
+
+    Raises:
+      ValueError: its module or its function is not there. The message names the run, too.
+    """
+    try:
+        return make_policy(config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: the network of this run is not to be had: {error}") from error
 
 
 def read_learner(folder: pathlib.Path, step: int, policy: Policy) -> Learner:

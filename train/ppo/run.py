@@ -31,7 +31,7 @@ from train.ppo.algorithm import PPO
 from train.ppo.config import Config
 from train.ppo.environment import make_env
 from train.ppo.judge import evaluate_policy
-from train.ppo.load import check_features, choose_step, load_policy, read_learner
+from train.ppo.load import check_features, choose_step, load_policy, make_run_policy, read_learner
 from train.record import (
     create_folder,
     describe_dataset,
@@ -234,8 +234,13 @@ class _Session:
         folder, policy = find_run(self.config.init_from), self.ppo.policy
         record = Run(folder).config()
         check_features(record["dataset"], env.market.feature_names, self.config.dataset)
-        if (other := make_policy(Config.from_json(record["settings"]))) != policy:
-            raise ValueError(f"init_from {folder} has the network {other}, and this run {policy}")
+        # Numbers of the environment may differ, and so may the type of the products: the parameters are the same.
+        changes = {"params": self.config.params, "compute_dtype": self.config.compute_dtype}
+        other = make_run_policy(dataclasses.replace(Config.from_json(record["settings"]), **changes), folder)
+        if other != policy:
+            raise ValueError(
+                f"init_from {folder} has the network {describe_policy(other)}, and this run {describe_policy(policy)}"
+            )
         return read_learner(folder, choose_step(folder, "best"), policy)
 
     def _read(self, forms: TrainState) -> _Resumed:
