@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu                          # counts for an H100; writes results/gpu_counted.json
     python -m benchmarks.gpu --timed                  # times on this machine's GPU; writes results/gpu_timed.json
+    python -m benchmarks.gpu --training               # the bodies of an update; gpu_training_counted.json
     python -m benchmarks.gpu --num-envs 4096 --kernels
 
 Counting ahead needs XLA's GPU compiler, but neither GPU nor driver. Install it into a virtual environment of its own,
@@ -302,6 +303,25 @@ def count_ahead(env: AutoReset, num_envs: int) -> list[Kernel]:
     return count_step(parse(jax.jit(rollout).lower(*shapes).compile().as_text()))
 
 
+def count_update(env: AutoReset, num_envs: int) -> dict[str, list[Kernel]]:
+    """Return the kernels of a training update's bodies, compiled for an H100: a rollout step, and a minibatch."""
+    from train.ppo.config import Config
+    from train.ppo.run import make_ppo
+
+    config = Config(num_envs=num_envs, total_steps=100 * num_envs * Config.num_steps)
+    ppo, place = make_ppo(config), functools.partial(jax.ShapeDtypeStruct, sharding=find_target())
+    state = jax.eval_shape(lambda key: ppo.init(make_env(env), key), jax.eval_shape(lambda: jax.random.key(0)))
+    envs, state = jax.tree.map(lambda x: place(x.shape, x.dtype), (make_env(env), state))
+    program = parse(jax.jit(ppo.update).lower(envs, state).compile().as_text())
+    bodies = {}
+    for x in program.computations[program.entry].values():
+        trips = int(x.find(r"known_trip_count\W+n\W+(\d+)") or 0) if x.opcode == "while" else 0
+        name = {config.num_steps: "rollout step", config.epochs * config.minibatches: "minibatch"}.get(trips)
+        if name:
+            bodies[name] = count_iteration(program, x)
+    return bodies
+
+
 def time_steps(env: AutoReset, num_envs: int, samples: int) -> tuple[list[Kernel], list[float]]:
     """Return the kernels of a step compiled for this device, and its seconds in runs of 512 steps in a row."""
     key, draws = jax.random.split(jax.random.key(0))
@@ -331,6 +351,8 @@ class Args:
     """Folder or synthetic market."""
     kernels: bool = False
     """List every kernel with the operations in it."""
+    training: bool = False
+    """Count the bodies of a training update instead."""
     timed: bool = False
     """Time on this machine's GPU instead of counting ahead; kernels are then those of the program that ran."""
     samples: int = 7
@@ -379,6 +401,15 @@ def run(args: Args) -> None:
     else:
         raise RuntimeError("JAX sees no GPU here: pip install 'jax[cuda13]' where there is one, or leave out --timed")
     env = AutoReset(PerpEnv(load_market(args.dataset)))
+    if args.training:
+        for num_envs in args.num_envs[:1]:
+            for body, kernels in count_update(env, num_envs).items():
+                row = summarise(num_envs, kernels, [])
+                del row["estimated_million_steps"]
+                rows.append({"body": body, **row, "estimated_us": round(1e6 * estimate(kernels), 1)})
+        console.print(tabulate(rows, f"The bodies of an update on {device}"))
+        save(args.out or RESULTS / "gpu_training_counted.json", PROGRAM, rows, device)
+        return
     for num_envs in args.num_envs:
         with Console(stderr=True).status(f"{num_envs} environments"):
             done = time_steps(env, num_envs, args.samples) if args.timed else (count_ahead(env, num_envs), [])

@@ -1,6 +1,6 @@
 """Training steps a second: our PPO trainer, and a plain one of the same sizes, in turn, in one process.
 
-    python -m benchmarks.training --peer purejaxrl_style.py       # writes benchmarks/results/training.json
+    python -m benchmarks.training --peer benchmarks/plain_trainer.py      # writes benchmarks/results/training.json
     python -m benchmarks.training                                 # ours alone
 
 The peer is a Python file with a function

@@ -126,7 +126,8 @@ class PPO:
             carry, distribution, value = self.policy(learner.params, carry, obs, reset)
             action = distribution.sample(key_action)
             stepped = envs.step(states, action)
-            final_value = value_truncated(self.policy, learner, carry, stepped, noise)
+            program = envs.program(stepped)
+            final_value = value_truncated(self.policy, learner, carry, stepped, noise, program)
             done = stepped.terminated | stepped.truncated
             discounted = gamma * discounted + stepped.reward
             transition = Transition(
@@ -252,18 +253,24 @@ def begins_episode(states: EpisodeState) -> Bool[Array, "envs"]:
 
 
 def value_truncated(
-    policy: Policy, learner: Learner, carry: Carry, stepped: EpisodeState, noise: Float[Array, "envs obs"]
+    policy: Policy,
+    learner: Learner,
+    carry: Carry,
+    stepped: EpisodeState,
+    noise: Float[Array, "envs obs"],
+    program: Program | None = None,
 ) -> Float[Array, "envs"]:
     """Return the value of the final observation where an episode was truncated, 0 elsewhere.
 
     Args:
       carry: the policy's memory after the step; the final observation still belongs to its episode.
+      program: the program that this becomes part of; by default one for the default device.
     """
 
     def value(_: Array, params: Params, observations: Moments, carry: Carry, obs: Array, noise: Array) -> Array:
         return policy(params, carry, observations.standardise(obs) + noise, jnp.zeros((), bool))[2]
 
     operands = learner.params, learner.observations, carry, stepped.final_obs, noise
-    program = Program(default_platform(), len(noise))
+    program = program or Program(default_platform(), len(noise))
     axes = 0, None, None, 0, 0, 0
     return where_rows(stepped.truncated, value, jnp.zeros(len(noise)), *operands, program=program, axes=axes)
