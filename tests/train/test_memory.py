@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import LENGTH, toy
+from toy import LENGTH, recall, toy
 
 from perpjax import EnvConfig
 from train.evaluate import greedy
-from train.policies import MultiDiscrete, single_carry
+from train.loop import compile_chunk
+from train.policies import GRU, MLP, MultiDiscrete, Policy, single_carry
 from train.ppo.algorithm import PPO
 from train.ppo.config import Config
 from train.state import TrainState
@@ -48,6 +49,26 @@ class Recurrent:
         return carry, MultiDiscrete.from_logits(h @ params["actor"]), (h @ params["critic"])[..., 0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Its value is the number of steps since the last reset: exact in float32."""
+
+    def init(self, key, obs):
+        return {"logits": jnp.zeros(MultiDiscrete.num_logits())}
+
+    def initial_carry(self, num_envs):
+        return jnp.zeros(num_envs)
+
+    def __call__(self, params, carry, obs, reset):
+        age = jnp.where(reset, 0, carry) + 1
+        logits = jnp.broadcast_to(params["logits"], (*age.shape, MultiDiscrete.num_logits()))
+        return age, MultiDiscrete.from_logits(logits), age
+
+
+POLICIES = {"by hand": Recurrent(), "GRU": GRU((6,), 5), "shared GRU": GRU((), 4, shared=True)}
+by_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+
+
 @pytest.fixture(scope="module")
 def envs():
     return toy(ruin=RUINS)
@@ -71,13 +92,14 @@ def run(envs, ppo: PPO, updates: int) -> tuple[TrainState, list[dict]]:
     return state, seen
 
 
+@by_policy
 @pytest.mark.parametrize("updates", [1, 2])
-def test_the_update_repeats_the_rollout_across_episodes(envs, updates):
+def test_the_update_repeats_the_rollout_across_episodes(envs, policy, updates):
     """With a learning rate of 0, log probabilities and values are those of the rollout, in every step.
 
     The second update begins in the midst of episodes, with the memory that the first one left.
     """
-    _, seen = run(envs, PPO(CONFIG, Recurrent()), updates)
+    _, seen = run(envs, PPO(CONFIG, policy), updates)
     assert len(seen) == CONFIG.epochs * CONFIG.minibatches
     for block in seen:
         rows = block["rows"]
@@ -87,16 +109,30 @@ def test_the_update_repeats_the_rollout_across_episodes(envs, updates):
         np.testing.assert_allclose(block["value"], rows.value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_memory_is_reset_at_the_same_step_to_the_bit(envs, updates):
+    """The age of the episode: in the rollout, in the update, and in the environment's own count."""
+    state, seen = run(envs, PPO(CONFIG, Clock()), updates)
+    for block in seen:
+        np.testing.assert_array_equal(block["value"], block["rows"].value)
+        reset, age = block["rows"].reset, block["rows"].value
+        np.testing.assert_array_equal(age[1:], np.where(reset[1:], 1, age[:-1] + 1))
+    begun = seen[0]["rows"].reset[0] | (seen[0]["rows"].value[0] == 1)
+    assert begun.all() == (updates == 1)  # the second rollout begins in the midst of episodes
+    np.testing.assert_array_equal(state.carry, state.envs.episode.length)
+
+
+@by_policy
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_a_reset_one_step_off_would_be_noticed(envs, shift):
+def test_a_reset_one_step_off_would_be_noticed(envs, policy, shift):
     """The fault itself: the update resets the memory a step too late, or too early."""
 
     class Shifted(PPO):
         def replay(self, params, carry, rows):
             return super().replay(params, carry, rows._replace(reset=jnp.roll(rows.reset, shift, axis=0)))
 
-    _, seen = run(envs, Shifted(CONFIG, Recurrent()), 1)
-    errors = [np.abs(block["log_prob"] - block["rows"].log_prob).max() for block in seen]
+    _, seen = run(envs, Shifted(CONFIG, policy), 1)
+    errors = [np.abs(block["value"] - block["rows"].value).max() for block in seen]
     assert min(errors) > 0.01
 
 
@@ -109,7 +145,8 @@ def test_memory_begins_with_each_episode_and_lasts_over_updates(envs):
     assert not ended.all() and age[~ended].min() > 0 and len(set(age)) > 1
 
 
-def test_truncated_episodes_are_valued_with_their_own_memory(envs):
+@pytest.mark.parametrize("policy", [Recurrent(), POLICIES["GRU"]], ids=["by hand", "GRU"])
+def test_truncated_episodes_are_valued_with_their_own_memory(envs, policy):
     """The value of a final observation continues the episode: it is not the first step of a new one."""
     given, config = [], dataclasses.replace(CONFIG, obs_noise=0.0)
 
@@ -117,14 +154,14 @@ def test_truncated_episodes_are_valued_with_their_own_memory(envs):
         jax.debug.callback(lambda *args: given.append([np.asarray(x) for x in args]), *args[:6])
         return plain.gae(*args)
 
-    plain = PPO(config, Recurrent())
+    plain = PPO(config, policy)
     before = jax.jit(plain.init)(envs, jax.random.key(0))
     ppo = dataclasses.replace(plain, gae=recorded)
     jax.block_until_ready(jax.jit(ppo.update)(envs, before))
     jax.effects_barrier()
     _, value, _, final_value, _, truncated = given[0]
     params, standardise = before.learner.params, before.learner.observations.standardise
-    step, policy = jax.jit(envs.step), jax.jit(plain.policy.__call__)
+    step, policy = jax.jit(envs.step), jax.jit(policy.__call__)
     state, carry, cuts, no = before.envs, before.carry, 0, jnp.zeros(ENVS, bool)
     for t in range(STEPS):
         # What the toy does next does not depend on the action.
@@ -137,9 +174,10 @@ def test_truncated_episodes_are_valued_with_their_own_memory(envs):
     assert cuts > 3
 
 
-def test_it_learns_through_time(envs):
+@by_policy
+def test_it_learns_through_time(envs, policy):
     """The gradient reaches every weight, the recurrent ones too."""
-    ppo = PPO(dataclasses.replace(CONFIG, learning_rate=1e-3), Recurrent())
+    ppo = PPO(dataclasses.replace(CONFIG, learning_rate=1e-3), policy)
     state = jax.jit(ppo.init)(envs, jax.random.key(0))
     after, metrics = jax.jit(ppo.update)(envs, state)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.learner.params, after.learner.params)
@@ -166,3 +204,32 @@ def test_the_greedy_policy_carries_its_memory(envs):
     begins = [i for i, age in enumerate(ages) if age == 1]
     assert begins[0] == 0 and len(begins) > 1
     assert ages == [i - max(b for b in begins if b <= i) + 1 for i in range(len(ages))]
+
+
+# A task that needs memory.
+
+
+def recall_share(policy: Policy) -> float:
+    """Learn to answer at the last of 5 steps with the side shown at the first; return the mean reward of an answer."""
+    config = Config(
+        num_envs=64, num_steps=20, total_steps=64 * 20 * 60, epochs=4, num_minibatches=2, learning_rate=1e-2,
+        weight_decay=0.0, obs_noise=0.0, env=EnvConfig(max_lots=2, episode_length=5),
+    )  # fmt: skip
+    envs, ppo = recall(5), PPO(config, policy)
+    state = jax.jit(ppo.init)(envs, jax.random.key(0))
+    state, _ = compile_chunk(ppo.update, envs, state, 60)(envs, state, jnp.int32(60))
+    act, carry = greedy(state.learner, policy), policy.initial_carry(64)
+    states = jax.jit(envs.reset)(jax.random.split(jax.random.key(1), 64))
+
+    def step(loop, _):
+        states, carry = loop
+        action, carry = act(jax.random.key(0), states, carry)
+        states = envs.step(states, action)
+        return (states, carry), states.reward
+
+    return 5 * float(jax.jit(lambda loop: jax.lax.scan(step, loop, length=20)[1])((states, carry)).mean())
+
+
+def test_gru_learns_to_remember_and_a_perceptron_cannot():
+    assert recall_share(GRU((8,), 8)) > 0.95
+    assert abs(recall_share(MLP((16,)))) < 0.4  # 64 draws of a sign
