@@ -181,5 +181,6 @@ def test_no_import_has_a_fallback():
 
 def test_no_path_of_a_machine_is_in_the_sources():
     for path in [*SOURCES, ROOT / "pyproject.toml", *(ROOT / "benchmarks").rglob("*.py")]:
-        for word in ("/work/", "/root/", "/home/", "sys.path"):
+        # One module searches the user's current folder, for `--policy module:function`.
+        for word in ("/work/", "/root/", "/home/", *["sys.path"] * (path.name != "_importing.py")):
             assert word not in path.read_text(), (path, word)

@@ -83,7 +83,8 @@ def test_the_parameters_have_the_names_of_earlier_versions():
     assert sorted(params) == ["actor_0", "actor_1", "actor_out", "critic_0", "critic_1", "critic_out"]
 
 
-@pytest.mark.parametrize("network, shared", itertools.product(("mlp", "gru"), (False, True)))
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("network", ["mlp", "gru"])
 @pytest.mark.parametrize("actions", ["multi_discrete", "box5"])
 def test_every_network_and_head_takes_an_update(network, shared, actions):
     config = Config(
@@ -193,14 +194,14 @@ def test_defaults_of_later_settings_leave_the_hash_of_a_run(run):
 
 
 def read_example() -> str:
-    """The module of docs/runs.md."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "runs.md").read_text(), re.DOTALL)
+    """The module of the README."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (block,) = [b for b in blocks if "def make(" in b]
     return block
 
 
 def test_a_policy_of_ones_own(tmp_path, monkeypatch, capsys):
-    """The example of docs/runs.md: trained, recorded, loaded, and missed."""
+    """The example of the README: trained, recorded, loaded, and missed."""
     example = read_example()
     assert len(example.splitlines()) <= 25
     monkeypatch.chdir(tmp_path)
