@@ -133,7 +133,7 @@ def run(tmp_path_factory) -> pathlib.Path:
     """A run of 8 updates with a checkpoint every 2."""
     folder = tmp_path_factory.mktemp("gru") / "run"
     size = ("--total-steps", "1024", "--checkpoint-every", "256", "--evaluate-every", "512")
-    main([*TINY, *GRU_BOX5, *size, "--run-dir", str(folder)])
+    main([*TINY, *GRU_BOX5, *size, "--report", "--run-dir", str(folder)])
     return folder
 
 
