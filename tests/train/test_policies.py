@@ -83,9 +83,12 @@ def test_the_parameters_have_the_names_of_earlier_versions():
     assert sorted(params) == ["actor_0", "actor_1", "actor_out", "critic_0", "critic_1", "critic_out"]
 
 
-@pytest.mark.parametrize("network, shared", itertools.product(("mlp", "gru"), (False, True)))
-@pytest.mark.parametrize("actions", ["multi_discrete", "box5"])
-def test_every_network_and_head_takes_an_update(network, shared, actions):
+@pytest.mark.parametrize(
+    "network, actions, shared",
+    [("mlp", "box5", True), ("gru", "multi_discrete", False), ("gru", "box5", False), ("gru", "multi_discrete", True)],
+)
+def test_every_network_and_head_takes_an_update(network, actions, shared):
+    """The default network has tests of its own."""
     config = Config(
         num_envs=8, num_steps=24, total_steps=8 * 24, epochs=2, num_minibatches=2, hidden=(6,), network=network,
         shared_trunk=shared, compute_dtype="bfloat16" if shared else "float32",
@@ -155,7 +158,6 @@ def test_a_recurrent_policy_plays_as_it_was_evaluated(run):
     episode = play_windows(env, policy, jax.random.key(0), window_starts(env))
     np.testing.assert_allclose(episode.equity / 1e4 - 1, table["returns"], rtol=1e-5, atol=1e-7)
     assert "nearest" in str(path_sensitivity(env, policy, carry=policy.initial_carry()))
-    assert (run / "evaluation-val" / "evaluation.json").exists()
 
 
 def test_one_environment_and_a_batch_agree_step_by_step(run):
