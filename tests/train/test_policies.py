@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import pathlib
 import re
 import shutil
@@ -21,7 +20,7 @@ from perpjax.audit import path_sensitivity
 from perpjax.rollout import play_windows, window_starts
 from train import load_policy
 from train.checkpoint import list_steps
-from train.evaluate import Windows, greedy, measure_windows
+from train.evaluate import Windows, greedy, measure_windows, t_statistic
 from train.policies import ACTIVATIONS, GRU, MLP, Box5Head, describe_policy, make_policy, single_carry
 from train.ppo.__main__ import main
 from train.ppo.command import parse
@@ -228,21 +227,29 @@ def test_a_policy_of_ones_own(tmp_path, monkeypatch, capsys):
     assert "mine_of_docs" in refused(capsys, "--resume", tmp_path / "run")
 
 
-# Learning, each policy on each head: `pytest -m slow tests/train/test_policies.py`.
+# Learning, each policy on each head: `pytest -m slow -s tests/train/test_policies.py`, 10 minutes.
 
 
 @pytest.mark.slow
 def test_every_policy_learns_the_signal():
-    """At 2.5 million steps, on a market with other seeds: t > 3, and at least 0.8 of the return of the default."""
+    """On a market with another seed: t > 3, and at least 0.8 of the return of the default network.
+
+    `box5` is compared under its own rule, `opposite="close"`, since that rule alone costs a tenth of the return.
+    """
     returns = {}
-    for network, actions in itertools.product(("mlp", "gru"), ("multi_discrete", "box5")):
-        env = EnvConfig(actions=actions, opposite="close" if actions == "box5" else "refuse")
-        config = Config(num_envs=1024, total_steps=2_500_000, network=network, env=env)
+    for network, actions, opposite in (
+        ("mlp", "multi_discrete", "refuse"), ("gru", "multi_discrete", "refuse"),
+        ("mlp", "multi_discrete", "close"), ("mlp", "box5", "close"), ("gru", "box5", "close"),
+    ):  # fmt: skip
+        config = Config(
+            num_envs=1024, total_steps=6_000_000, network=network, learning_rate=3e-3 if actions == "box5" else 1e-3,
+            env=EnvConfig(actions=actions, opposite=opposite),
+        )  # fmt: skip
         ppo, envs = make_ppo(config), VecEnv(AutoReset(make_env(config, "train")))
         learner = learn(ppo, envs, init_state(ppo, envs)).learner
         windows = Windows.of(make_env(config, None, "synthetic:signal?seed=1000"), jax.random.key(0), most=128)
         result = windows.play(greedy(learner, ppo.policy), single_carry(ppo.policy))
-        returns[network, actions] = float(np.mean(result.closed_returns))
-        print(network, actions, returns[network, actions], result.t_stat())
-        assert result.t_stat() > 3 and math.isfinite(returns[network, actions])
-    assert min(returns.values()) > 0.8 * returns["mlp", "multi_discrete"], returns
+        returns[network, actions, opposite] = mean = float(np.mean(result.closed_returns))
+        print(f"{network} {actions} {opposite}: {100 * mean:.2f} %, t = {t_statistic(result.closed_returns):.1f}")
+        assert t_statistic(result.closed_returns) > 3
+        assert mean > 0.8 * returns["mlp", "multi_discrete", opposite], returns
