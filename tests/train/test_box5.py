@@ -1,5 +1,7 @@
 """The distribution over `box5` actions counts each order that the environment tells apart once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,12 @@ from perpjax import EnvConfig, EnvParams
 from perpjax.rules.orders import HOLD, LONG, SHORT, THRESHOLD, decode
 from train.policies import Box5Head
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ENV = EnvConfig(actions="box5", opposite="close")
 NONE = [0.0] * 4
 SIDES = {HOLD: 0.0, LONG: 0.7, SHORT: -0.9}
-SMALL = 41
+SMALL = 31
 """Points of a grid over an entry's range for each of the integrals below."""
 
 
@@ -20,6 +24,12 @@ def logits_of(seed: int, scale: float = 1.0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(0, scale, Box5Head(10.0).num_logits()), jnp.float32)
 
 
+@jax.jit
+def mode(logits: jax.Array) -> jax.Array:
+    return Box5Head(10.0).from_logits(logits).mode()
+
+
+@functools.partial(jax.jit, static_argnames="max_leverage")
 def log_prob(logits: jax.Array, action: jax.Array, max_leverage: float = 10.0) -> jax.Array:
     batch = jnp.broadcast_to(logits, (*action.shape[:-1], logits.shape[-1]))
     return Box5Head(max_leverage).from_logits(batch).log_prob(action)
@@ -102,10 +112,15 @@ def test_draws_decode_to_orders_as_often_as_claimed():
 
 def test_the_mean_of_the_log_probability_is_the_entropy():
     n = 100_000
-    for seed, scale in ((0, 0.01), (1, 1.0), (2, 5.0)):
-        policy = Box5Head(10.0).from_logits(jnp.broadcast_to(logits_of(seed, scale), (n, 11)))
-        told = np.asarray(policy.log_prob(policy.sample(jax.random.key(seed))))
-        assert float(policy.entropy()[0]) == pytest.approx(-told.mean(), abs=0.03 + 5 * told.std() / np.sqrt(n))
+
+    @jax.jit
+    def draw(logits, key):
+        policy = Box5Head(10.0).from_logits(jnp.broadcast_to(logits, (n, 11)))
+        return Box5Head(10.0).from_logits(logits).entropy(), policy.log_prob(policy.sample(key))
+
+    for seed, scale in ((0, 0.01), (1, 1.0), (2, 3.0)):
+        entropy, told = (np.asarray(x) for x in draw(logits_of(seed, scale), jax.random.key(seed)))
+        assert float(entropy) == pytest.approx(-told.mean(), abs=0.03 + 5 * told.std() / np.sqrt(n))
 
 
 def test_the_gradient_is_that_of_differences():
@@ -137,20 +152,33 @@ def test_extremes_stay_finite(max_leverage, scale):
         policy = Box5Head(max_leverage).from_logits(logits)
         return policy.log_prob(action) + policy.entropy()
 
+    check = jax.jit(jax.value_and_grad(total))
     for seed in range(3):
         logits = logits_of(seed, scale)
-        drawn = Box5Head(max_leverage).from_logits(logits).sample(jax.random.key(seed))
-        for action in (drawn, jnp.ones(5), -jnp.ones(5)):
-            assert np.isfinite(jax.grad(total)(logits, action)).all() and np.isfinite(total(logits, action))
+        policy = Box5Head(max_leverage).from_logits(logits)
+        for action in (policy.sample(jax.random.key(seed)), policy.mode(), jnp.ones(5), -jnp.ones(5)):
+            assert all(np.isfinite(x).all() for x in check(logits, action))
 
 
-def test_the_greedy_action_and_batches_of_any_shape():
+def test_the_greedy_action_is_the_most_probable_of_each_entry():
+    points = np.linspace(-1, 1, 2001)[1:-1]
+    for seed in range(4):
+        logits = logits_of(seed, 0.5).at[:3].set(jnp.asarray([0.0, 1.0, 0.0]))
+        best = np.asarray(mode(logits))
+        for column in (1, 2, 3, 4):
+            actions = np.tile(best, (len(points), 1))
+            actions[:, column] = points
+            told = np.asarray(log_prob(logits, jnp.asarray(actions, jnp.float32)))
+            assert float(log_prob(logits, jnp.asarray(best))) >= told.max() - 1e-3, (seed, column)
+
+
+def test_the_greedy_direction_and_batches_of_any_shape():
     logits = jnp.asarray([[0.0, 1.0, 0.5, *NONE, *NONE], [1.0, 0.0, 0.5, *NONE, *NONE], [0.0, 0.5, 1.0, *NONE, *NONE]])
-    policy = Box5Head(10.0).from_logits(logits)
-    np.testing.assert_allclose(policy.mode()[:, 1:], 0, atol=1e-6)
-    orders = decode(policy.mode().T, EnvParams(), ENV)
+    greedy = mode(logits)
+    np.testing.assert_allclose(greedy[:, [1, 3, 4]], 0, atol=1e-6)
+    orders = decode(greedy.T, EnvParams(), ENV)
     np.testing.assert_array_equal(orders.direction, [LONG, HOLD, SHORT])
     wide = Box5Head(10.0).from_logits(jnp.zeros((2, 3, 11)))
-    assert wide.sample(jax.random.key(0)).shape == (2, 3, 5) and wide.entropy().shape == (2, 3)
-    assert wide.log_prob(wide.mode()).shape == (2, 3)
+    assert wide.sample(jax.random.key(0)).shape == mode(jnp.zeros((2, 3, 11))).shape == (2, 3, 5)
+    assert wide.entropy().shape == wide.log_prob(jnp.zeros((2, 3, 5))).shape == (2, 3)
     assert Box5Head(10.0).from_logits(jnp.zeros(11)).sample(jax.random.key(0)).shape == (5,)

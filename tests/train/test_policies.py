@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import pathlib
 import re
 import shutil
@@ -21,7 +20,7 @@ from perpjax.audit import path_sensitivity
 from perpjax.rollout import play_windows, window_starts
 from train import load_policy
 from train.checkpoint import list_steps
-from train.evaluate import Windows, greedy, measure_windows
+from train.evaluate import Windows, greedy, measure_windows, t_statistic
 from train.policies import ACTIVATIONS, GRU, MLP, Box5Head, describe_policy, make_policy, single_carry
 from train.ppo.__main__ import main
 from train.ppo.command import parse
@@ -83,10 +82,12 @@ def test_the_parameters_have_the_names_of_earlier_versions():
     assert sorted(params) == ["actor_0", "actor_1", "actor_out", "critic_0", "critic_1", "critic_out"]
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("network", ["mlp", "gru"])
-@pytest.mark.parametrize("actions", ["multi_discrete", "box5"])
-def test_every_network_and_head_takes_an_update(network, shared, actions):
+@pytest.mark.parametrize(
+    "network, actions, shared",
+    [("mlp", "box5", True), ("gru", "multi_discrete", False), ("gru", "box5", False), ("gru", "multi_discrete", True)],
+)
+def test_every_network_and_head_takes_an_update(network, actions, shared):
+    """The default network has tests of its own."""
     config = Config(
         num_envs=8, num_steps=24, total_steps=8 * 24, epochs=2, num_minibatches=2, hidden=(6,), network=network,
         shared_trunk=shared, compute_dtype="bfloat16" if shared else "float32",
@@ -156,7 +157,6 @@ def test_a_recurrent_policy_plays_as_it_was_evaluated(run):
     episode = play_windows(env, policy, jax.random.key(0), window_starts(env))
     np.testing.assert_allclose(episode.equity / 1e4 - 1, table["returns"], rtol=1e-5, atol=1e-7)
     assert "nearest" in str(path_sensitivity(env, policy, carry=policy.initial_carry()))
-    assert (run / "evaluation-val" / "evaluation.json").exists()
 
 
 def test_one_environment_and_a_batch_agree_step_by_step(run):
@@ -227,21 +227,29 @@ def test_a_policy_of_ones_own(tmp_path, monkeypatch, capsys):
     assert "mine_of_docs" in refused(capsys, "--resume", tmp_path / "run")
 
 
-# Learning, each policy on each head: `pytest -m slow tests/train/test_policies.py`.
+# Learning, each policy on each head: `pytest -m slow -s tests/train/test_policies.py`, 10 minutes.
 
 
 @pytest.mark.slow
 def test_every_policy_learns_the_signal():
-    """At 2.5 million steps, on a market with other seeds: t > 3, and at least 0.8 of the return of the default."""
+    """On a market with another seed: t > 3, and at least 0.8 of the return of the default network.
+
+    `box5` is compared under its own rule, `opposite="close"`, since that rule alone costs a tenth of the return.
+    """
     returns = {}
-    for network, actions in itertools.product(("mlp", "gru"), ("multi_discrete", "box5")):
-        env = EnvConfig(actions=actions, opposite="close" if actions == "box5" else "refuse")
-        config = Config(num_envs=1024, total_steps=2_500_000, network=network, env=env)
+    for network, actions, opposite in (
+        ("mlp", "multi_discrete", "refuse"), ("gru", "multi_discrete", "refuse"),
+        ("mlp", "multi_discrete", "close"), ("mlp", "box5", "close"), ("gru", "box5", "close"),
+    ):  # fmt: skip
+        config = Config(
+            num_envs=1024, total_steps=6_000_000, network=network, learning_rate=3e-3 if actions == "box5" else 1e-3,
+            env=EnvConfig(actions=actions, opposite=opposite),
+        )  # fmt: skip
         ppo, envs = make_ppo(config), VecEnv(AutoReset(make_env(config, "train")))
         learner = learn(ppo, envs, init_state(ppo, envs)).learner
         windows = Windows.of(make_env(config, None, "synthetic:signal?seed=1000"), jax.random.key(0), most=128)
         result = windows.play(greedy(learner, ppo.policy), single_carry(ppo.policy))
-        returns[network, actions] = float(np.mean(result.closed_returns))
-        print(network, actions, returns[network, actions], result.t_stat())
-        assert result.t_stat() > 3 and math.isfinite(returns[network, actions])
-    assert min(returns.values()) > 0.8 * returns["mlp", "multi_discrete"], returns
+        returns[network, actions, opposite] = mean = float(np.mean(result.closed_returns))
+        print(f"{network} {actions} {opposite}: {100 * mean:.2f} %, t = {t_statistic(result.closed_returns):.1f}")
+        assert t_statistic(result.closed_returns) > 3
+        assert mean > 0.8 * returns["mlp", "multi_discrete", opposite], returns
