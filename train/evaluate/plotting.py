@@ -94,7 +94,9 @@ def _draw_equity(ax: "Axes", record: dict[str, Any], times: np.ndarray, equity: 
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.set_ylabel("equity,\nquote currency", fontsize=9)
     handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[::-1], labels[::-1], loc="upper left", frameon=False, fontsize=9)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, top + 0.12 * (top - bottom))  # room for the legend
+    ax.legend(handles[::-1], labels[::-1], loc="upper left", ncols=3, frameon=False, fontsize=9)
     title = ax.set_title("", loc="left", fontsize=11)
     title.set_parse_math(False)
     title.set_text(_show(title, _describe(record)))
