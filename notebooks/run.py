@@ -4,6 +4,7 @@ Needs `pip install -e '.[notebooks]'`. Everything that differs from day to day i
 """
 
 import argparse
+import os
 import pathlib
 
 import nbclient
@@ -43,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="such as 01_quickstart; default all")
     names = parser.parse_args().names or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    os.environ.pop("MPLBACKEND", None)  # any other than the kernel's own shows no picture
     for name in names:
         path = FOLDER / f"{pathlib.Path(name).stem}.ipynb"
         notebook = execute(path)

@@ -75,6 +75,7 @@ def test_notebook_runs(path, monkeypatch, tmp_path):
     """The same cells, with a short training."""
     monkeypatch.setenv("PERPJAX_STEPS", str(STEPS))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # any other than the kernel's own shows no picture
     notebook = nbformat.read(path, as_version=4)
     notebook.cells += [nbformat.v4.new_code_cell(check) for check in CHECKS[path.stem]]
     client = nbclient.NotebookClient(
