@@ -1,6 +1,5 @@
 """The policies of the command line: every network with every head, bfloat16, one of one's own, and old settings."""
 
-import itertools
 import json
 import pathlib
 import re
