@@ -46,7 +46,7 @@ from train.evaluate.windows import Windows
 from train.report import write_report
 
 FORMAT = 1
-SECRET = ("trials", "sha256")
+UNHASHED = ("trials", "sha256")
 """Parts of the record that its hash leaves out."""
 AGREED = 1e-5
 """Largest difference of simulator and twin, as a fraction of the initial equity."""
@@ -179,7 +179,7 @@ def _play_others(
 
 def hash_record(record: dict[str, Any]) -> str:
     """Return the SHA-256 of a record without its trials; equal for two evaluations of one policy."""
-    body = {name: value for name, value in record.items() if name not in SECRET}
+    body = {name: value for name, value in record.items() if name not in UNHASHED}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

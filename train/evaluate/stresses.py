@@ -87,7 +87,7 @@ def _play_batch(env: PerpEnv, segments: Sequence[Segment], act: Act, key: Array)
         curves.append(played)
         if shifts.any():
             paths = played.equity[:, len(names) :]
-            shifted.append(paths[-1] / paths[shifts[-1]] - 1)
+            shifted.append(paths[-1] / np.maximum(paths[shifts[-1]], 1e-9) - 1)
     plain, found = [c.equity[:, 0] for c in curves], []
     for k, (name, title) in enumerate(names[1:], 1):
         opened, ruined = (sum(int(getattr(c, kind)[k]) for c in curves) for kind in ("opened", "ruined"))
