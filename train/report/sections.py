@@ -397,7 +397,10 @@ def make_stresses(record: Json) -> Markup:
         for i, one in enumerate(listed)
     ]  # fmt: skip
     head = ("the policy played again with", "return", "lots", "difference", "90 % interval", "")
-    note = "Each line is a new run of the same policy. Other fills lead to other states, so it trades differently."
+    note = (
+        "Each line is a new run of the same policy. Other fills lead to other states, so it trades differently. "
+        "With late decisions it does not see its order on the way, and may order twice."
+    )
     return card("Stresses", table(head, rows, "wide", "The policy under stress"), note=note, class_="full")
 
 
