@@ -281,6 +281,10 @@ def test_one_place_for_every_limit():
         ("perpjax/audit/fuzz.py", "ruin_fraction"),
         ("train/ladder/rungs.py", "ruin_fraction"),  # counts the windows that ended so
         ("train/ladder/references.py", "max_hold"),  # only for episodes whose lots live one bar
+        ("train/evaluate/baselines.py", "max_exposure"),  # sizes an order so that the limits allow it
+        ("train/evaluate/baselines.py", "max_leverage"),
+        ("train/evaluate/baselines.py", "min_notional"),  # of buy and hold, which lives outside the environment
+        ("train/policies/heads.py", "max_leverage"),  # the codec's scale of leverage
     }
     root = pathlib.Path(__file__).resolve().parents[2]
     files = [f for d in ("perpjax", "train") for f in sorted((root / d).rglob("*.py"))]
