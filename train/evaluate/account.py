@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax import EnvParams, PerpEnv, VecEnv
@@ -35,6 +36,12 @@ class Played(NamedTuple):
         """Return the time of each state, UTC ms: the open of its bar."""
         first = int(self.states.t[0])
         return self.env.market.open_time_ms(first) + 900_000 * (self.states.t - first).astype(np.int64)
+
+
+def exact_decimals(number: ArrayLike) -> Float[np.ndarray, "..."]:
+    """Return float32 numbers as the shortest decimals that round to them: 0.01, not 0.0099999998."""
+    host = np.asarray(number, np.float32)
+    return np.array([float(str(x)) for x in host.ravel()]).reshape(host.shape)
 
 
 class Segment(NamedTuple):

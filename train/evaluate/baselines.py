@@ -23,8 +23,8 @@ from perpjax.market import Market
 from perpjax.params import EnvParams
 from perpjax.state import State, account_side
 from perpjax.vec import VecEnv
-from train.evaluate.account import Played
-from train.evaluate.measures import DAY_MS
+from train.evaluate.account import Played, exact_decimals
+from train.evaluate.measures import day_closes
 
 FAST, SLOW = 96, 384
 """Spans of the EMA trend, bars: one day and four."""
@@ -194,12 +194,6 @@ def _end(account: Played) -> str:
     return POLICY_RUIN if account.states.terminated[-1] else END
 
 
-def _exact(number: Array) -> Float[np.ndarray, "..."]:
-    """Return float32 numbers as the shortest decimals that round to them: 0.01, not 0.0099999998."""
-    host = np.asarray(number, np.float32)
-    return np.array([float(str(x)) for x in host.ravel()]).reshape(host.shape)
-
-
 # Computed here: flat, the market, buy and hold.
 
 
@@ -214,11 +208,11 @@ class _Contract(NamedTuple):
     @classmethod
     def of(cls, account: Played) -> "_Contract":
         instruments, row = account.env.market.instruments, int(account.states.instrument[0])
-        numbers = (float(_exact(getattr(instruments, name)[row])) for name in ("tick_size", "step_size"))
+        numbers = (float(exact_decimals(getattr(instruments, name)[row])) for name in ("tick_size", "step_size"))
         return cls(
             math.prod(numbers),
-            float(_exact(instruments.min_notional[row])),
-            _exact(np.asarray(instruments.maintenance)[row, :, :2]),
+            float(exact_decimals(instruments.min_notional[row])),
+            exact_decimals(np.asarray(instruments.maintenance)[row, :, :2]),
         )
 
 
@@ -300,7 +294,7 @@ def hold_position(account: Played, exposure: float) -> tuple[Curve, int, bool]:
     open_ = bars.last[entry_bar, 0, 0]
     entry = max(open_ + side * slip_ticks(open_, bars.atr[entry_bar], params), 1.0)
     quantity = math.floor(abs(exposure) * initial / (entry * contract.tick_value) * (1 + 1e-12))
-    worth, fee = quantity * contract.tick_value, float(_exact(params.taker_fee))
+    worth, fee = quantity * contract.tick_value, float(exact_decimals(params.taker_fee))
     if quantity < 1 or worth * entry < contract.min_notional:
         return equity, 0, False
 
@@ -328,7 +322,7 @@ def hold_position(account: Played, exposure: float) -> tuple[Curve, int, bool]:
 
 def slip_ticks(price: float, atr: float, params: EnvParams) -> float:
     """Return the slippage of a market order, whole ticks."""
-    slippage = float(_exact(params.slippage_base)) * price + float(_exact(params.slippage_atr)) * atr
+    slippage = float(exact_decimals(params.slippage_base)) * price + float(exact_decimals(params.slippage_atr)) * atr
     return math.ceil(slippage * (1 - 1e-12))
 
 
@@ -451,16 +445,9 @@ def _play_schedules(account: Played, order: Float[np.ndarray, "5"], schedules: I
     state, _ = loop
     opened, ruined = np.asarray(state.account.ledger.opened), np.asarray(state.terminated)
     equity, times = np.concatenate(parts), account.times()
-    kept = _day_closes(times)
+    kept = day_closes(times)
     curves, closes = equity[:, :2].T.astype(np.float64), equity[kept, 2:].T.astype(np.float64)
     return _Play(curves, closes, times[kept], opened, ruined)
-
-
-def _day_closes(times: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "days"]:
-    """The first row, and the last one of each UTC day: those of `measures.daily_returns`."""
-    day = (times - 1) // DAY_MS  # the value at midnight closes the day before
-    last = np.append(np.flatnonzero(np.diff(day)), len(day) - 1)
-    return np.concatenate([[0], last[last > 0]])
 
 
 Loop = tuple[State, Int[Array, "n"]]

@@ -22,7 +22,7 @@ from perpjax.rollout import Act
 from perpjax.rules.orders import Verdict
 from perpjax.vec import Env, unwrapped
 from train.checkpoint import write_json
-from train.evaluate.account import Played, play_account
+from train.evaluate.account import Played, exact_decimals, play_account
 from train.evaluate.baselines import QUICK, Baseline, RandomDraws, Rivals, find_place, play_baselines
 from train.evaluate.bootstrap import compare, resample_days
 from train.evaluate.diagnosis import diagnose, write_verdict
@@ -147,7 +147,7 @@ def evaluate(
         "volume": _measure_volume(lots, traded),
         "twin": _describe_twin(played, lots, agreements),
         "windows": windows,
-        "baselines": [_describe_baseline(b, played, returns) for b in rivals.baselines],
+        "baselines": [_describe_baseline(b, played, times, returns) for b in rivals.baselines],
         "random": _describe_random(rivals.random, played, float(curve[-1] - 1)),
         **stresses,
         "arithmetic": cost_arithmetic(lots),
@@ -216,7 +216,7 @@ def tabulate_candles(played: Sequence[Played]) -> pa.Table:
     for account in played:
         market = account.env.market
         k, first = market.candles_per_bar, int(account.states.t[0])
-        tick = float(str(np.float32(market.instruments.tick_size[int(account.states.instrument[0])])))
+        tick = float(exact_decimals(market.instruments.tick_size[int(account.states.instrument[0])]))
         bars = np.asarray(market.candles[first : first + account.steps, : 4 * k], np.float64).reshape(-1, 4, k) * tick
         prices = dict(zip(("open", "high", "low", "close"), bars.transpose(1, 0, 2).reshape(4, -1), strict=True))
         times = account.times()[0] + BAR_MS // k * np.arange(account.steps * k)
@@ -265,8 +265,10 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     return {"difference": float(np.prod(1 + ours) - np.prod(1 + theirs)), "interval": compare(ours, theirs)}
 
 
-def _describe_baseline(baseline: Baseline, played: Sequence[Played], returns: np.ndarray) -> dict[str, Any]:
-    curve, times = _combine(played, baseline.curves), _times(played)
+def _describe_baseline(
+    baseline: Baseline, played: Sequence[Played], times: np.ndarray, returns: np.ndarray
+) -> dict[str, Any]:
+    curve = _combine(played, baseline.curves)
     daily = daily_returns(times, curve)
     found: dict[str, Any] = {
         "name": baseline.name, "title": baseline.title, "return": float(curve[-1] - 1),
@@ -276,10 +278,6 @@ def _describe_baseline(baseline: Baseline, played: Sequence[Played], returns: np
     if len(daily) >= 30 and daily.std() > 0:
         found["sharpe"] = sharpe(daily)[0]
     return found | _difference(returns, daily)
-
-
-def _times(played: Sequence[Played]) -> Int[np.ndarray, "times"]:
-    return np.unique(np.concatenate([a.times() for a in played]))
 
 
 def _describe_random(draws: RandomDraws | str, played: Sequence[Played], ours: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from perpjax._grid import BAR_MS
 from perpjax.audit.replay import LotLife, replay_states
-from train.evaluate.account import Played
+from train.evaluate.account import Played, exact_decimals
 
 SCHEMA = pa.schema(
     [
@@ -63,16 +63,11 @@ def find_lots(played: Sequence[Played]) -> tuple[pa.Table, list[Agreement]]:
     return pa.Table.from_pylist(rows, schema=SCHEMA), agreements
 
 
-def _exact(number: Any) -> float:
-    """The shortest decimal of a float32: 0.01, not 0.0099999998."""
-    return float(str(np.float32(number)))
-
-
 def _describe(life: LotLife, account: Played, candles: np.ndarray) -> dict[str, Any]:
     env, lot = account.env, life.lot
     market, params = env.market, env.params
     row = int(account.states.instrument[0])
-    tick, step = (_exact(getattr(market.instruments, name)[row]) for name in ("tick_size", "step_size"))
+    tick, step = (float(exact_decimals(getattr(market.instruments, name)[row])) for name in ("tick_size", "step_size"))
     worth = lot.quantity * tick * step
     k, fee_rate = market.candles_per_bar, float(params.taker_fee)
     opened = candles[life.entry_bar, 0]

@@ -17,6 +17,12 @@ YEAR_DAYS = 365
 LEAST_DAYS_OF_SHARPE, LEAST_DAYS_OF_YEAR = 30, 180
 
 
+def day_closes(times: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "closes"]:
+    """Return the first row, and the last one of each UTC day."""
+    day = (times[1:] - 1) // DAY_MS  # the value at midnight closes the day before
+    return np.concatenate([[0], np.flatnonzero(np.diff(day)) + 1, [len(day)]])
+
+
 def daily_returns(times: Int[np.ndarray, "rows"], equity: Float[np.ndarray, "rows"]) -> Float[np.ndarray, "days"]:
     """Return the returns between UTC midnights. The parts of days at both ends count as days of their own.
 
@@ -24,9 +30,7 @@ def daily_returns(times: Int[np.ndarray, "rows"], equity: Float[np.ndarray, "row
       times: of each value, UTC ms, ascending.
       equity: not negative. After 0 the returns are 0.
     """
-    day = (times[1:] - 1) // DAY_MS  # the value at midnight closes the day before
-    last = np.append(np.flatnonzero(np.diff(day)), len(day) - 1) + 1
-    closes = np.concatenate([equity[:1], equity[last]])
+    closes = equity[day_closes(times)]
     return np.divide(closes[1:], closes[:-1], out=np.ones(len(closes) - 1), where=closes[:-1] > 0) - 1
 
 
