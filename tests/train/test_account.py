@@ -17,8 +17,10 @@ from perpjax.rules.orders import sample_action
 from train.evaluate import account
 from train.evaluate.__main__ import main
 from train.evaluate.account import play_account
+from train.evaluate.evaluation import tabulate_equity
 from train.evaluate.lots import COSTS, find_lots
 from train.evaluate.measures import DAY_MS, daily_returns, drawdown, make_waterfall, measure_equity, sharpe, sortino
+from train.metrics import measure_exposure
 from train.ppo.config import Config
 from train.ppo.judge import evaluate_policy
 from train.ppo.load import load_policy
@@ -80,6 +82,20 @@ def test_one_lot_by_hand():
     assert lot["gross"] == 600 and lot["fees"] == pytest.approx(10 + 10.6) and lot["net"] == pytest.approx(579.4)
     assert (lot["worst"], lot["best"]) == (0, pytest.approx(0.061))
     assert float(one.states.equity[-1]) == pytest.approx(10_579.4)
+
+
+def test_funding_does_not_move_the_notional():
+    """A long of 1000 steps at 1000 ticks pays 100 at the open of bar 3: its margin falls, its notional does not."""
+    market = hand_market(bars=9, funding={3: (0.01, 1000)})
+    env = PerpEnv(market, FREE, EnvConfig(max_lots=2, episode_length=4))
+    enter = order(1, stop=3.0, target=6.0)
+    (one,) = play_account(env, lambda key, state, carry: (jnp.where(state.t == 1, enter, 0), carry), jax.random.key(0))
+    lots, equity = one.states.account.lots, one.states.equity
+    assert lots.margin.sum(axis=1)[[2, 4]] == pytest.approx([1_000, 900])
+    np.testing.assert_array_equal(one.notional(), np.where(lots.quantity.any(axis=1), 10_000, 0))
+    assert tabulate_equity([one])["notional"].to_pylist() == one.notional().tolist()
+    held = jax.tree.map(lambda x: jnp.stack([x[4], x[4]]), one.states)
+    assert float(measure_exposure(market, held)) == pytest.approx(10_000 / equity[4])
 
 
 def test_an_altered_fill_is_told(wild, monkeypatch):

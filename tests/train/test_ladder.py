@@ -21,7 +21,7 @@ from train.ladder.faults import StaleObservations, bootstrap_ruin, plant
 from train.ladder.markets import CRASH, CRASHES, GIFT, GIFTS, TRAP, TRAPS, leaking_features, synthetic_pair, trap_pair
 from train.ladder.references import Ridge, best_of_single_bars, choose_thresholds, follow
 from train.ladder.rungs import Check, Run, Rung, Verdict, all_rungs, measure_ruin
-from train.policies import MultiDiscrete
+from train.policies import GRU, MultiDiscrete
 from train.ppo.config import Config
 from train.ppo.environment import wrap_market
 from train.ppo.losses import Rows, compute_gae
@@ -174,7 +174,9 @@ def test_which_rungs_are_climbed():
     assert names(rungs=("ruin", "leak")) == ["leak", "ruin"]
     assert names("stale-observations") == ["leak"] and names("bootstrap-at-liquidation") == ["ruin"]
     assert names("stale-observations", rungs=("signal",)) == ["signal"]
-    assert {r.config.total_steps for r in choose_rungs(Settings(total_steps=200_000), None)} == {200_000}
+    other = choose_rungs(Settings(total_steps=200_000, network="gru"), None)
+    assert {(r.config.total_steps, r.config.network) for r in other} == {(200_000, "gru")}
+    assert all(isinstance(make_ppo(r.config).policy, GRU) for r in other)
 
 
 def test_costs_are_doubled_and_nothing_else():

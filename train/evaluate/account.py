@@ -1,6 +1,7 @@
 """Accounts over whole segments of a market: one with all its states and actions, or many with their equity."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -36,6 +37,18 @@ class Played(NamedTuple):
         """Return the time of each state, UTC ms: the open of its bar."""
         first = int(self.states.t[0])
         return self.env.market.open_time_ms(first) + 900_000 * (self.states.t - first).astype(np.int64)
+
+    @property
+    def tick_value(self) -> float:
+        """Quote currency of one tick for one step, exact."""
+        instruments, row = self.env.market.instruments, int(self.states.instrument[0])
+        return math.prod(float(exact_decimals(getattr(instruments, x)[row])) for x in ("tick_size", "step_size"))
+
+    def notional(self) -> Float[np.ndarray, "rows"]:
+        """Return the signed notional at entry of the lots held in each state, quote currency."""
+        lots = self.states.account.lots
+        side, quantity, entry = (getattr(lots, x).astype(np.float64) for x in ("side", "quantity", "entry"))
+        return (side * quantity * entry).sum(axis=1) * self.tick_value
 
 
 def exact_decimals(number: ArrayLike) -> Float[np.ndarray, "..."]:

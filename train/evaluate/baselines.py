@@ -7,13 +7,14 @@ schedules of a side for each bar. They play inside the environment, with its cos
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from perpjax import PerpEnv
@@ -56,13 +57,9 @@ class RandomDraws(NamedTuple):
     """Accounts that trade at random as often, on the same sides, for as long and as large as the policy."""
 
     returns: Float[np.ndarray, "draws"]
-    """Mean of the accounts' returns."""
-    own: float
-    """The policy's return, computed in the same way."""
+    """As `combine_curves`: a symbol's segments one after the other, then the mean over symbols."""
     lots_per_spell: float
     """Lots of the policy for which one drawn lot stands. Above 1 the draws pay fewer entries than the policy."""
-    place: float
-    """Share of the draws below the policy; ties count half."""
     lots: Int[np.ndarray, "draws"]
     """Opened in all accounts."""
     times: tuple[Int[np.ndarray, "days"], ...]
@@ -184,9 +181,7 @@ def find_habits(played: Sequence[Played], lots: pa.Table) -> Habits | None:
 
 def _exposures(account: Played) -> Float[np.ndarray, "steps"]:
     """Signed notional at entry over equity after each bar, as long as equity is positive."""
-    lots, equity = account.states.account.lots, account.states.equity[1:].astype(np.float64)
-    side, quantity, entry = (getattr(lots, name)[1:].astype(np.float64) for name in ("side", "quantity", "entry"))
-    notional = (side * quantity * entry).sum(axis=1) * _Contract.of(account).tick_value
+    equity, notional = account.states.equity[1:].astype(np.float64), account.notional()[1:]
     return notional[equity > 0] / equity[equity > 0]
 
 
@@ -201,6 +196,7 @@ class _Contract(NamedTuple):
     """An account's instrument, exact."""
 
     tick_value: float
+    """Quote currency of one tick for one step."""
     min_notional: float
     maintenance: Float[np.ndarray, "brackets 2"]
     """Rate with fee, and amount."""
@@ -208,9 +204,8 @@ class _Contract(NamedTuple):
     @classmethod
     def of(cls, account: Played) -> "_Contract":
         instruments, row = account.env.market.instruments, int(account.states.instrument[0])
-        numbers = (float(exact_decimals(getattr(instruments, name)[row])) for name in ("tick_size", "step_size"))
         return cls(
-            math.prod(numbers),
+            account.tick_value,
             float(exact_decimals(instruments.min_notional[row])),
             exact_decimals(np.asarray(instruments.maintenance)[row, :, :2]),
         )
@@ -292,7 +287,7 @@ def hold_position(account: Played, exposure: float) -> tuple[Curve, int, bool]:
         return equity, 0, False
     entry_bar = int(trades[0])
     open_ = bars.last[entry_bar, 0, 0]
-    entry = max(open_ + side * slip_ticks(open_, bars.atr[entry_bar], params), 1.0)
+    entry = max(open_ + side * count_slipped_ticks(open_, bars.atr[entry_bar], params), 1.0)
     quantity = math.floor(abs(exposure) * initial / (entry * contract.tick_value) * (1 + 1e-12))
     worth, fee = quantity * contract.tick_value, float(exact_decimals(params.taker_fee))
     if quantity < 1 or worth * entry < contract.min_notional:
@@ -315,15 +310,17 @@ def hold_position(account: Played, exposure: float) -> tuple[Curve, int, bool]:
         equity[entry_bar + bar + 1 :] = max(wallet[bar] + side * worth * (price - entry), 0.0)
         return equity, 1, True
     close = bars.last[-1, 3, -1]
-    out = max(close - side * slip_ticks(close, bars.atr[-1], params), 1.0)
+    out = max(close - side * count_slipped_ticks(close, bars.atr[-1], params), 1.0)
     equity[-1] = wallet[-1] + side * worth * (out - entry) - fee * worth * out
     return equity, 1, False
 
 
-def slip_ticks(price: float, atr: float, params: EnvParams) -> float:
-    """Return the slippage of a market order, whole ticks."""
+def count_slipped_ticks(
+    price: Float[ArrayLike, "..."], atr: Float[ArrayLike, "..."], params: EnvParams
+) -> Float[np.ndarray, "..."]:
+    """Return the slippage of market orders, whole ticks."""
     slippage = float(exact_decimals(params.slippage_base)) * price + float(exact_decimals(params.slippage_atr)) * atr
-    return math.ceil(slippage * (1 - 1e-12))
+    return np.ceil(slippage * (1 - 1e-12))
 
 
 # Schedules. At a bar with an entry there is the bar at whose open the lot is closed, times its side; elsewhere 0. An
@@ -484,13 +481,12 @@ def _play_chunk(
 
 
 def _gather_draws(played: Sequence[Played], plays: Sequence[_Play], lots_per_spell: float) -> RandomDraws:
-    returns = np.mean([play.closes[:, -1] / play.closes[:, 0] - 1 for play in plays], axis=0)
-    own = float(np.mean([float(a.states.equity[-1]) / _initial(a) - 1 for a in played]))
+    growth: dict[str, Any] = {}
+    for account, play in zip(played, plays, strict=True):
+        growth[account.symbol] = growth.get(account.symbol, 1.0) * play.closes[:, -1] / play.closes[:, 0]
     return RandomDraws(
-        returns,
-        own,
+        np.mean(list(growth.values()), axis=0) - 1,
         lots_per_spell,
-        find_place(returns, own),
         lots=np.sum([play.opened[2:] for play in plays], axis=0),
         times=tuple(play.times for play in plays),
         closes=tuple(play.closes for play in plays),

@@ -23,7 +23,15 @@ from perpjax.rules.orders import Verdict
 from perpjax.vec import Env, unwrapped
 from train.checkpoint import write_json
 from train.evaluate.account import Played, exact_decimals, play_account
-from train.evaluate.baselines import QUICK, Baseline, RandomDraws, Rivals, find_place, play_baselines
+from train.evaluate.baselines import (
+    QUICK,
+    Baseline,
+    RandomDraws,
+    Rivals,
+    count_slipped_ticks,
+    find_place,
+    play_baselines,
+)
 from train.evaluate.bootstrap import compare, resample_days
 from train.evaluate.diagnosis import diagnose, write_verdict
 from train.evaluate.lots import Agreement, find_lots
@@ -148,7 +156,7 @@ def evaluate(
         "twin": _describe_twin(played, lots, agreements),
         "windows": windows,
         "baselines": [_describe_baseline(b, played, times, returns) for b in rivals.baselines],
-        "random": _describe_random(rivals.random, played, float(curve[-1] - 1)),
+        "random": _describe_random(rivals.random, float(curve[-1] - 1)),
         **stresses,
         "arithmetic": cost_arithmetic(lots),
         "latency": _measure_latency(lots, env.market.candles_per_bar),
@@ -204,7 +212,7 @@ def tabulate_equity(played: Sequence[Played]) -> pa.Table:
             "account": pa.array([account.name] * len(times)), "time": times,
             "symbol": pa.array([account.symbol] * len(times)), "equity": states.equity.astype(float),
             "wallet": states.account.wallet.astype(float), "lots": (lots.quantity > 0).sum(axis=1).astype(np.int32),
-            "notional": _notional(account),
+            "notional": account.notional(),
         }  # fmt: skip
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
@@ -223,12 +231,6 @@ def tabulate_candles(played: Sequence[Played]) -> pa.Table:
         names = pa.array([account.name] * len(times))
         parts.append(pa.table({"account": names, "time": pa.array(times, pa.timestamp("ms", "UTC")), **prices}))
     return pa.concat_tables(parts)
-
-
-def _notional(account: Played) -> Float[np.ndarray, "rows"]:
-    """Signed notional at entry of the lots held in each state."""
-    lots = account.states.account.lots
-    return (lots.margin * lots.leverage * np.sign(lots.side)).sum(axis=1).astype(float)
 
 
 def _describe_data(env: PerpEnv, played: Sequence[Played], dataset: str | None, split: str | None) -> dict[str, Any]:
@@ -280,15 +282,11 @@ def _describe_baseline(
     return found | _difference(returns, daily)
 
 
-def _describe_random(draws: RandomDraws | str, played: Sequence[Played], ours: float) -> dict[str, Any]:
+def _describe_random(draws: RandomDraws | str, ours: float) -> dict[str, Any]:
     if isinstance(draws, str):
         return {"absent": draws}
-    symbols = [account.symbol for account in played]
-    parts = [np.prod([closes[:, -1] / closes[:, 0] for closes, of in zip(draws.closes, symbols, strict=True)
-                      if of == symbol], axis=0) for symbol in dict.fromkeys(symbols)]  # fmt: skip
-    returns = np.mean(parts, axis=0) - 1  # as `combine_curves`
-    found = {"returns": returns.tolist(), "place": find_place(returns, ours)}
-    return found | {"lots_per_spell": draws.lots_per_spell}
+    place = find_place(draws.returns, ours)
+    return {"returns": draws.returns.tolist(), "place": place, "lots_per_spell": draws.lots_per_spell}
 
 
 def _describe_stress(stress: Stress, played: Sequence[Played]) -> dict[str, Any]:
@@ -327,7 +325,7 @@ def _tabulate_months(dates: Sequence[str], returns: np.ndarray, market: np.ndarr
 
 def _measure_exposure(played: Sequence[Played]) -> dict[str, Any]:
     held = np.concatenate([a.states.account.lots.quantity.any(axis=1) for a in played])
-    share = np.concatenate([np.abs(_notional(a)) / np.maximum(a.states.equity, 1e-9) for a in played])
+    share = np.concatenate([np.abs(a.notional()) / np.maximum(a.states.equity, 1e-9) for a in played])
     mean = float(share[held].mean()) if held.any() else 0.0
     return {"time_in_market": float(held.mean()), "exposure": {"mean_notional": mean, "largest": float(share.max())}}
 
@@ -391,8 +389,8 @@ def _typical_cost(played: Sequence[Played]) -> float:
     for account in played:
         params, market, t = account.env.params, account.env.market, account.states.t[: account.steps]
         price = np.asarray(market.candles, np.float64)[t, 0]
-        slip = np.ceil(float(params.slippage_base) * price + float(params.slippage_atr) * np.asarray(market.atr)[t])
-        costs.append(2 * (float(params.taker_fee) + slip / price))
+        slipped = count_slipped_ticks(price, np.asarray(market.atr, np.float64)[t], params)
+        costs.append(2 * (float(exact_decimals(params.taker_fee)) + slipped / price))
     return float(1e4 * np.median(np.concatenate(costs)))
 
 
@@ -400,7 +398,7 @@ def _tabulate_actions(played: Sequence[Played]) -> list[dict[str, Any]]:
     """Shares of long, short and flat bars in each fifth of each feature's values, over all accounts."""
     market = played[0].env.market
     features = np.concatenate([np.asarray(market.features)[a.states.t[: a.steps]] for a in played])
-    side = np.concatenate([np.sign(_notional(a)[1:]) for a in played])
+    side = np.concatenate([np.sign(a.notional()[1:]) for a in played])
     z = (features - np.asarray(market.scaler_mean)) / np.asarray(market.scaler_scale)
     found = []
     for i, feature in enumerate(market.feature_names):

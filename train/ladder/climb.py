@@ -56,6 +56,8 @@ class Settings:
     """Number of seeds of every rung: 0 .. n - 1."""
     total_steps: int | None = None
     """Environment steps of a run. Default: each rung's own (6 million; `ruin` 3 million)."""
+    network: Literal["mlp", "gru"] = "mlp"
+    """Network of the policy, as in `perpjax train`."""
     broken: Fault | Literal["all"] | None = None
     """Fault to plant in the trainer; exit status 1 if its rungs do not notice."""
     out: pathlib.Path | None = None
@@ -110,9 +112,11 @@ def choose_rungs(settings: Settings, fault: Fault | None, ladder: Sequence[Rung]
     ladder = all_rungs() if ladder is None else ladder
     names = set(settings.rungs or (CAUGHT_BY[fault] if fault else get_args(RungName)))
     names |= {rung.after for rung in ladder if rung.name in names}
-    steps = {} if settings.total_steps is None else {"total_steps": settings.total_steps}
+    changes = {"network": settings.network}
+    if settings.total_steps is not None:
+        changes["total_steps"] = settings.total_steps
     return [
-        dataclasses.replace(rung, config=dataclasses.replace(rung.config, **steps))
+        dataclasses.replace(rung, config=dataclasses.replace(rung.config, **changes))
         for rung in ladder
         if rung.name in names
     ]

@@ -102,7 +102,7 @@ class PPO:
                 "reward": jnp.mean(steps.reward),
                 "explained_variance": explained,
                 "equity": jnp.mean(state.envs.equity),
-                "exposure": measure_exposure(state.envs),
+                "exposure": measure_exposure(unwrapped(envs).market, state.envs),
             }
         )
         return state._replace(learner=learner, key=key), metrics
