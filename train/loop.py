@@ -1,6 +1,7 @@
 """The training loop: chunks of updates, their metrics to hooks, evaluations and checkpoints in between."""
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from perpjax import VecEnv
+from perpjax.rollout import as_pytree
 from train.checkpoint import CheckpointError, Checkpoints, Snapshot, flatten
 from train.hooks import Hook
 from train.metrics import summarise
@@ -74,27 +76,29 @@ class Schedule:
         return bool(every) and (update % every == 0 or update == self.num_updates)
 
 
-def compile_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) -> Any:
+def compile_chunk(update: Update, envs: VecEnv, state: TrainState, most: int) -> functools.partial:
     """Compile `(envs, state, n) -> (state, metrics [most])`, n updates of which the first n metrics count.
 
     Args:
+      update: a pytree, whose leaves become operands of the program, or a plain function.
       state: arrays or `jax.ShapeDtypeStruct`. The program takes its buffers over (donation).
       most: the largest n. The program is the same for every n, and so are its numbers.
     """
+    update, _ = as_pytree(update)
+    call = jax.jit(lambda update, *args: update(*args), inline=True)  # traced once, for both uses below
 
-    update = jax.jit(update, inline=True)  # traced once, for the shapes of the metrics and for the loop
-
-    def chunk(envs: VecEnv, state: TrainState, n: Array) -> tuple[TrainState, dict[str, Array]]:
-        forms = jax.eval_shape(update, envs, state)[1]
+    def chunk(update: Update, envs: VecEnv, state: TrainState, n: Array) -> tuple[TrainState, dict[str, Array]]:
+        forms = jax.eval_shape(call, update, envs, state)[1]
         room = jax.tree.map(lambda form: jnp.zeros((most, *form.shape), form.dtype), forms)
 
         def step(i: Array, carry: tuple) -> tuple:
-            state, metrics = update(envs, carry[0])
+            state, metrics = call(update, envs, carry[0])
             return state, jax.tree.map(lambda all, x: all.at[i].set(x), carry[1], metrics)
 
         return jax.lax.fori_loop(0, n, step, (state, room))
 
-    return jax.jit(chunk, donate_argnums=1).lower(envs, state, jnp.int32(0)).compile()
+    compiled = jax.jit(chunk, donate_argnums=2).lower(update, envs, state, jnp.int32(0)).compile()
+    return functools.partial(compiled, update)
 
 
 def run_updates(

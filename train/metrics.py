@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from perpjax.market import Market
 from perpjax.vec import EpisodeState
 
 PER_EPISODE = (
@@ -36,11 +35,13 @@ def count_episodes(stepped: EpisodeState) -> dict[str, Shaped[Array, "envs"]]:
     return {name: jnp.where(done, x, 0) for name, x in figures.items()}
 
 
-def measure_exposure(market: Market, states: EpisodeState) -> Float[Array, ""]:
-    """Return the notional of open lots at entry over equity, a mean over all environments."""
-    lots = states.account.lots
-    notional = jnp.sum(lots.quantity * lots.entry, axis=lots.slot_axis)
-    notional *= market.instrument_at(states.instrument).tick_value
+def measure_exposure(states: EpisodeState) -> Float[Array, ""]:
+    """Return margin x leverage of the open lots over equity, a mean over all environments.
+
+    That is their notional at entry, but for the funding that their margins have paid.
+    """
+    lots, slots = states.account.lots, states.account.lots.slot_axis
+    notional = jnp.sum(lots.margin * lots.leverage, axis=slots)
     return jnp.mean(notional / jnp.maximum(states.equity, 1e-9))
 
 

@@ -20,7 +20,6 @@ from train.evaluate.account import play_account
 from train.evaluate.evaluation import tabulate_equity
 from train.evaluate.lots import COSTS, find_lots
 from train.evaluate.measures import DAY_MS, daily_returns, drawdown, make_waterfall, measure_equity, sharpe, sortino
-from train.metrics import measure_exposure
 from train.ppo.config import Config
 from train.ppo.judge import evaluate_policy
 from train.ppo.load import load_policy
@@ -90,12 +89,10 @@ def test_funding_does_not_move_the_notional():
     env = PerpEnv(market, FREE, EnvConfig(max_lots=2, episode_length=4))
     enter = order(1, stop=3.0, target=6.0)
     (one,) = play_account(env, lambda key, state, carry: (jnp.where(state.t == 1, enter, 0), carry), jax.random.key(0))
-    lots, equity = one.states.account.lots, one.states.equity
+    lots = one.states.account.lots
     assert lots.margin.sum(axis=1)[[2, 4]] == pytest.approx([1_000, 900])
     np.testing.assert_array_equal(one.notional(), np.where(lots.quantity.any(axis=1), 10_000, 0))
     assert tabulate_equity([one])["notional"].to_pylist() == one.notional().tolist()
-    held = jax.tree.map(lambda x: jnp.stack([x[4], x[4]]), one.states)
-    assert float(measure_exposure(market, held)) == pytest.approx(10_000 / equity[4])
 
 
 def test_an_altered_fill_is_told(wild, monkeypatch):

@@ -16,7 +16,7 @@ from processes import ROOT, TINY, assert_same_runs, environ
 
 from train import compilation
 from train.compilation import use_cache
-from train.ppo.config import Config
+from train.ppo.config import Config, Hyperparameters
 
 SHORT = (*TINY, "--total-steps", "384", "--seed", "7")
 COUNT = """
@@ -113,6 +113,17 @@ def test_the_second_process_compiles_nothing(filled, without, tmp_path):
     assert found["misses"] == 0 and found["hits"] > 20
     assert_same_runs(without, tmp_path / "run")
     assert any(entry.name.startswith("jit_chunk-") for entry in list_entries(filled))
+
+
+def test_other_numbers_need_no_other_program(filled, tmp_path):
+    """Neither those of the algorithm nor those of the environment, nor another length of the run."""
+    numbers = {
+        "total-steps": 1280, "learning-rate": 0.003, "gamma": 0.9, "gae-lambda": 0.8, "clip": 0.1, "entropy-coef": 0.01,
+        "value-coef": 0.4, "max-grad-norm": 1.0, "weight-decay": 0.1, "obs-noise": 0.1, "taker-fee": "2bp", "seed": 5,
+    }  # fmt: skip
+    assert {name.replace("-", "_") for name in numbers} >= set(Hyperparameters._fields) - {"minibatches"}
+    args = [str(x) for name, value in numbers.items() for x in (f"--{name}", value)]
+    assert finish(start(tmp_path / "run", *args, PERPJAX_CACHE=str(filled)))["misses"] == 0
 
 
 def test_damaged_entries_are_replaced(filled, without, tmp_path):

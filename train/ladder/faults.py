@@ -15,7 +15,7 @@ from perpjax._pytree import pytree
 from perpjax.vec import EpisodeState
 from train.policies.policy import Distribution
 from train.ppo.algorithm import PPO
-from train.ppo.config import Config
+from train.ppo.config import Hyperparameters
 from train.ppo.losses import Rows
 
 Fault = Literal["advantage-sign", "stale-observations", "bootstrap-at-liquidation"]
@@ -35,8 +35,8 @@ def plant(fault: Fault | None, ppo: PPO, envs: VecEnv) -> tuple[PPO, Any]:
 def negate_advantage(loss: Callable[..., Any]) -> Callable[..., Any]:
     """Return a loss that makes actions better than expected less likely."""
 
-    def broken(distribution: Distribution, value: Array, rows: Rows, config: Config) -> Any:
-        return loss(distribution, value, rows._replace(advantage=-rows.advantage), config)
+    def broken(distribution: Distribution, value: Array, rows: Rows, hyper: Hyperparameters) -> Any:
+        return loss(distribution, value, rows._replace(advantage=-rows.advantage), hyper)
 
     return broken
 

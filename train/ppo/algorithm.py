@@ -1,9 +1,11 @@
 """Proximal policy optimisation: collect steps, estimate advantages, update the policy; all on the device.
 
-`PPO` is data. The policy, the advantage estimator and the loss are fields, which `dataclasses.replace` exchanges.
+`PPO` is data. The policy, the advantage estimator and the loss are fields, which `dataclasses.replace` exchanges. It is
+a pytree of its hyperparameters, so `jax.jit` of a function of a `PPO` compiles once for all their values.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from perpjax.xla import Program, default_platform, where_rows
 from train.metrics import count_episodes, measure_exposure
 from train.normalize import Moments
 from train.policies.policy import Carry, Distribution, Params, Policy
-from train.ppo.config import Config
+from train.ppo.config import Config, Hyperparameters
 from train.ppo.losses import Rows, compute_gae, ppo_loss
 from train.state import Learner, TrainState
 
@@ -43,6 +45,7 @@ class Transition(NamedTuple):
     """Value of the final observation where `truncated`, 0 elsewhere."""
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class PPO:
     """The algorithm. `envs` is a `VecEnv` of auto-reset environments in every method.
@@ -57,7 +60,23 @@ class PPO:
     config: Config
     policy: Policy
     gae: Callable[..., Float[Array, "steps envs"]] = compute_gae
-    loss: Callable[[Distribution, Array, Rows, Config], tuple[Array, Metrics]] = ppo_loss
+    loss: Callable[[Distribution, Array, Rows, Hyperparameters], tuple[Array, Metrics]] = ppo_loss
+
+    @functools.cached_property
+    def hyper(self) -> Hyperparameters:
+        """The hyperparameters: numbers, or traced values under `jit`."""
+        return self.config.hyperparameters
+
+    def tree_flatten(self) -> tuple[tuple[Hyperparameters], "PPO"]:
+        """See `jax.tree_util.register_pytree_node_class`."""
+        return (self.hyper,), self
+
+    @classmethod
+    def tree_unflatten(cls, ppo: "PPO", children: tuple[Hyperparameters]) -> "PPO":
+        """See `jax.tree_util.register_pytree_node_class`."""
+        other = dataclasses.replace(ppo)
+        other.__dict__["hyper"] = children[0]
+        return other
 
     def init(self, envs: VecEnv, key: Array) -> TrainState:
         """Return a fresh learner, and environments whose first episodes end at different times."""
@@ -69,7 +88,7 @@ class PPO:
         params = self.policy.init(key_params, states.obs[:1])
         learner = Learner(
             params=params,
-            optimiser=make_optimiser(config, params).init(ravel_pytree(params)[0]),
+            optimiser=make_optimiser(self.hyper, params).init(ravel_pytree(params)[0]),
             observations=Moments.empty(states.obs.shape[1:]),
             returns=Moments.empty(()),
             update=jnp.int32(0),
@@ -85,7 +104,7 @@ class PPO:
         """
         learner, first_carry = state.learner, state.carry
         key, key_noise = jax.random.split(state.key)
-        noise = draw_noise(key_noise, envs, state.envs.obs.shape, self.config.obs_noise)
+        noise = draw_noise(key_noise, envs, state.envs.obs.shape, self.hyper.obs_noise)
 
         state, steps, returns, counts = self.collect(envs, state._replace(key=key), noise)
         scale = learner.returns.update(returns)
@@ -102,7 +121,7 @@ class PPO:
                 "reward": jnp.mean(steps.reward),
                 "explained_variance": explained,
                 "equity": jnp.mean(state.envs.equity),
-                "exposure": measure_exposure(unwrapped(envs).market, state.envs),
+                "exposure": measure_exposure(state.envs),
             }
         )
         return state._replace(learner=learner, key=key), metrics
@@ -116,7 +135,7 @@ class PPO:
           The state afterwards, the steps, the discounted return after each of them, and the sums over the ended
           episodes of each environment.
         """
-        learner, gamma = state.learner, self.config.gamma
+        learner, gamma = state.learner, self.hyper.gamma
 
         def step(loop: tuple, _: None) -> tuple:
             (states, carry, discounted, key), counts = loop
@@ -149,12 +168,12 @@ class PPO:
           state: after the last step.
           scale: moments of the discounted return; rewards are divided by its standard deviation.
         """
-        learner, config = state.learner, self.config
+        learner, hyper = state.learner, self.hyper
         obs = learner.observations.standardise(state.envs.obs) + noise
         _, _, last_value = self.policy(learner.params, state.carry, obs, begins_episode(state.envs))
         advantage = self.gae(
             scale.scale(steps.reward), steps.value, last_value, steps.final_value,
-            steps.terminated, steps.truncated, config.gamma, config.gae_lambda,
+            steps.terminated, steps.truncated, hyper.gamma, hyper.gae_lambda,
         )  # fmt: skip
         target = advantage + steps.value
         advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
@@ -172,7 +191,7 @@ class PPO:
         Args:
           carry: the policy's memory before the first step.
         """
-        config, optimiser = self.config, make_optimiser(self.config, learner.params)
+        config, optimiser = self.config, make_optimiser(self.hyper, learner.params)
         has_memory = bool(jax.tree.leaves(carry))
 
         def to_blocks(x: Array) -> Array:
@@ -188,7 +207,7 @@ class PPO:
 
         def compute_loss(vector: Array, carry: Carry, rows: Rows) -> tuple[Array, Metrics]:
             distribution, value = self.replay(unravel(vector), carry, rows)
-            return self.loss(distribution, value, rows, config)
+            return self.loss(distribution, value, rows, self.hyper)
 
         def learn(loop: tuple[Array, optax.OptState], block: Array) -> tuple:
             vector, opt_state = loop
@@ -218,17 +237,17 @@ class PPO:
         return jax.lax.scan(step, carry, (rows.obs, rows.reset))[1]
 
 
-def make_optimiser(config: Config, params: Params) -> optax.GradientTransformation:
+def make_optimiser(hyper: Hyperparameters, params: Params) -> optax.GradientTransformation:
     """Return Adam with clipped gradients and decoupled weight decay of matrices; the rate falls linearly to zero.
 
     It works on the vector of all parameters, as `ravel_pytree` makes it.
     """
-    steps = config.num_updates * config.epochs * config.minibatches
-    decay, _ = ravel_pytree(jax.tree.map(lambda x: jnp.full(x.shape, config.weight_decay * (x.ndim > 1)), params))
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(optax.linear_schedule(config.learning_rate, 0.0, steps), eps=1e-5, weight_decay=decay),
-    )
+    decay, _ = ravel_pytree(jax.tree.map(lambda x: jnp.full(x.shape, hyper.weight_decay * (x.ndim > 1)), params))
+
+    def rate(count: Array) -> Array:  # `optax.linear_schedule` wants its numbers before tracing
+        return hyper.learning_rate * jnp.maximum(1 - count / hyper.minibatches, 0)
+
+    return optax.chain(optax.clip_by_global_norm(hyper.max_grad_norm), optax.adamw(rate, eps=1e-5, weight_decay=decay))
 
 
 def draw_noise(key: Array, envs: Env, shape: tuple[int, int], scale: float) -> Float[Array, "envs obs"]:

@@ -5,7 +5,7 @@ import decimal
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import tyro
@@ -169,6 +169,22 @@ LATER = ("report", "cache", *(f.name for f in dataclasses.fields(NetworkArgs) if
 """Settings that came after the first config.json."""
 
 
+class Hyperparameters(NamedTuple):
+    """The settings that are operands of a compiled update and not constants in it: other values use it as it is."""
+
+    learning_rate: float
+    minibatches: int
+    """Of the whole run; the learning rate reaches 0 after them."""
+    gamma: float
+    gae_lambda: float
+    clip: float
+    entropy_coef: float
+    value_coef: float
+    max_grad_norm: float
+    weight_decay: float
+    obs_noise: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(MachineArgs, PPOArgs, NetworkArgs, RunArgs):
     """All settings of a run, checked.
@@ -278,13 +294,19 @@ class Config(MachineArgs, PPOArgs, NetworkArgs, RunArgs):
         return self.num_minibatches or _largest_divisor(self.num_envs, most)
 
     @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The numbers of the algorithm."""
+        numbers = {name: getattr(self, name) for name in Hyperparameters._fields if name != "minibatches"}
+        return Hyperparameters(**numbers, minibatches=self.num_updates * self.epochs * self.minibatches)
+
+    @property
     def schedule(self) -> Schedule:
         """The moments of the run, in updates."""
         looks, saves = self.evaluate_every, self.checkpoint_every
         return Schedule(
             num_updates=self.num_updates,
             steps_per_update=self.steps_per_update,
-            most=min(self.updates_per_chunk or MOST_UPDATES, self.num_updates),
+            most=self.updates_per_chunk or MOST_UPDATES,
             evaluate_every=math.ceil(self.num_updates / LOOKS) if looks is None else self._to_updates(looks),
             checkpoint_every=0 if saves is None else self._to_updates(saves),
         )

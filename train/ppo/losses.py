@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from train.policies.policy import Distribution
-from train.ppo.config import Config
+from train.ppo.config import Hyperparameters
 
 
 class Rows(NamedTuple):
@@ -63,30 +63,30 @@ def compute_gae(
 
 
 def ppo_loss(
-    distribution: Distribution, value: Float[Array, "*rows"], rows: Rows, config: Config
+    distribution: Distribution, value: Float[Array, "*rows"], rows: Rows, hyper: Hyperparameters
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Clipped surrogate, clipped value loss and entropy bonus (Schulman et al., 2017, arXiv:1707.06347).
 
     Args:
       distribution, value: of the current parameters, on `rows.obs`.
       rows: the collected steps.
-      config: clip range and weights.
+      hyper: clip range and weights.
 
     Returns:
       The loss, and its parts for the metrics.
     """
     log_ratio = distribution.log_prob(rows.action) - rows.log_prob
     ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-    value_clipped = rows.value + jnp.clip(value - rows.value, -config.clip, config.clip)
+    clipped = jnp.clip(ratio, 1 - hyper.clip, 1 + hyper.clip)
+    value_clipped = rows.value + jnp.clip(value - rows.value, -hyper.clip, hyper.clip)
     parts = {
         "policy_loss": -jnp.minimum(ratio * rows.advantage, clipped * rows.advantage),
         "value_loss": 0.5 * jnp.maximum((value - rows.target) ** 2, (value_clipped - rows.target) ** 2),
         "entropy": distribution.entropy(),
         "kl": ratio - 1 - log_ratio,
-        "clip_fraction": (jnp.abs(ratio - 1) > config.clip).astype(ratio.dtype),
+        "clip_fraction": (jnp.abs(ratio - 1) > hyper.clip).astype(ratio.dtype),
     }
     means = jnp.mean(jnp.stack(list(parts.values())).reshape(len(parts), -1), axis=1)  # one reduction for all
     means = dict(zip(parts, means, strict=True))
-    loss = means["policy_loss"] + config.value_coef * means["value_loss"] - config.entropy_coef * means["entropy"]
+    loss = means["policy_loss"] + hyper.value_coef * means["value_loss"] - hyper.entropy_coef * means["entropy"]
     return loss, means

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from perpjax import AutoReset, PerpEnv, VecEnv
 from perpjax.data.seeds import seed_key
@@ -158,7 +159,7 @@ class _Session:
         if is_to_learn:
             hooks.on_stage("compiling")
             # The largest program begins first, in a thread. The first state needs a program, too.
-            program = InThread(lambda: compile_chunk(self.ppo.update, envs, forms, config.schedule.most))
+            program = InThread(lambda: compile_chunk(Partial(PPO.update, self.ppo), envs, forms, config.schedule.most))
         state = resumed.state if resumed else _begin(self.ppo, envs, origin)
         if is_to_learn:
             state = self._learn(envs, validation_env, state, program)
@@ -183,7 +184,7 @@ class _Session:
         config, hooks = self.config, self.hooks
         windows = Windows.of(validation, jax.random.key(EVALUATION_SEED), most=LOOK_WINDOWS)
         run_chunk = program()
-        check_fit(program_bytes(run_chunk), "the compiled program", config.num_envs)
+        check_fit(program_bytes(run_chunk.func), "the compiled program", config.num_envs)
         # The evaluation compiles beside the first update, not before it.
         first = jax.tree.map(np.array, state.learner)  # the updates take the buffers over
         is_ready = InThread(lambda: self._look(windows, first) if config.schedule.evaluate_every else None)
@@ -390,7 +391,7 @@ def learn(
 ) -> TrainState:
     """Run all configured updates in memory, without a run folder; see `run_updates`."""
     schedule = dataclasses.replace(ppo.config.schedule, evaluate_every=0, checkpoint_every=0)
-    run_chunk = compile_chunk(ppo.update, envs, state, schedule.most)
+    run_chunk = compile_chunk(Partial(PPO.update, ppo), envs, state, schedule.most)
     update = int(state.learner.update)
     progress = Progress(update, update * schedule.steps_per_update)
     return run_updates(run_chunk, envs, state, progress, schedule, hooks=Broadcast(hooks), stop=stop)
