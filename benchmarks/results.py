@@ -38,6 +38,9 @@ LINES = (
     Line("gpu_timed", {"num_envs": 262144}, "million_steps", "million steps/s on one H100, 262 144 environments", 700),
     Line("training", {"num_envs": 4096}, "ours", "million training steps/s, 4 096 x 32, 3 epochs"),
     Line("training", {"num_envs": 4096}, "ratio", "times as fast as a plain trainer", 1.5),
+    Line("startup", {"cache": "empty"}, "first_update", "seconds to the first update, nothing compiled", 12, False),
+    Line("startup", {"cache": "filled"}, "first_update", "seconds to the first update, with the cache", 5, False),
+    Line("startup", {"cache": "filled"}, "end", "seconds of a run of 1 million steps, with the cache"),
     Line(
         "gpu_training_counted",
         {"body": "rollout step"},

@@ -83,7 +83,7 @@ class RunArgs:
     dataset: str = "synthetic:signal"
     """A folder written by `python -m perpjax.data.build`, or synthetic:signal, synthetic:martingale or synthetic:crash,
     with parameters as in synthetic:signal?seed=3&bars=70080."""
-    total_steps: Count = 15_000_000
+    total_steps: Count = 6_000_000
     """Environment steps, over all environments, such as 15_000_000 or 3e6; rounded down to whole updates."""
     seed: int = 0
     """Seed of all random numbers, 64 bits. Equal seeds give equal runs on one machine."""
