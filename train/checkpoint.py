@@ -144,11 +144,20 @@ class Checkpoints:
         """Begin to write a checkpoint, after the one before it is whole. The arrays must not change until then.
 
         Raises:
-          CheckpointError: this save or the one before it failed. The next call tries again.
+          CheckpointError: this save failed, and the next call tries again. Or the one before it has failed, and this
+            one has begun.
         """
-        self.wait()
-        if step == self.last:
-            return
+        before = None
+        try:
+            self.wait()
+        except CheckpointError as error:
+            before = error
+        if step != self.last:
+            self._begin(step, snapshot)
+        if before is not None:
+            raise before
+
+    def _begin(self, step: int, snapshot: Snapshot) -> None:
         items = {name: ocp.args.PyTreeSave(getattr(snapshot, name)) for name in ITEMS}
         hashes = {name: _hash(getattr(snapshot, name)) for name in ITEMS}
         leaves = {name: sorted(getattr(snapshot, name)) for name in ITEMS}
