@@ -53,6 +53,7 @@ LINES = (
     Line("truth", {"check": "parity"}, "disagreements", "steps that disagree with the float64 twin", 0, False),
     Line("truth", {"check": "fuzz"}, "violations", "random steps that break a check", 0, False),
     Line("truth", {"check": "ladder"}, "failed", "verdicts of the ladder that fail", 0, False),
+    Line("truth", {"check": "ladder of a GRU"}, "failed", "verdicts of the ladder that fail, with a GRU", 0, False),
     Line("mutation", {}, "unexplained", "mutants that survive without an explanation", 0, False),
 )
 

@@ -227,12 +227,13 @@ def test_a_policy_of_ones_own(tmp_path, monkeypatch, capsys):
     assert "mine_of_docs" in refused(capsys, "--resume", tmp_path / "run")
 
 
-# Learning, each policy on each head: `pytest -m slow -s tests/train/test_policies.py`, 20 minutes.
+# Learning, each policy on each head: `XLA_FLAGS= pytest -m slow -s tests/train/test_policies.py`, 20 minutes.
 
 
 @pytest.mark.slow
 def test_every_policy_learns_the_signal():
     """On markets with other seeds: t > 3 each, and in the mean at least 0.8 of the return of the default policy."""
+    jax.config.update("jax_disable_most_optimizations", False)  # it runs for longer than it compiles
     returns = {}
     for network, actions in itertools.product(("mlp", "gru"), ("multi_discrete", "box5")):
         is_box = actions == "box5"
