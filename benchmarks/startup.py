@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup      # writes benchmarks/results/startup.json
 
-Each repeat runs `python -m train.ppo` twice: with an empty cache folder of compiled programs, then with what the first
-one left there. The first update counts from the start of the process to the first line of metrics.jsonl.
+Each repeat runs `python -m train.ppo` twice: with an empty cache folder of compiled programs, then with the programs
+that the first one left there. The first update counts from the start of the process to the first line of metrics.jsonl.
 """
 
 import dataclasses

@@ -58,6 +58,14 @@ class Listener(Hook):
         self.last = text
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Under `nohup` SIGHUP is ignored, and a run leaves it so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(signum: int) -> None:
     os.kill(os.getpid(), signum)
 
