@@ -15,6 +15,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DATA = "synthetic:crash?bars=12000"
@@ -59,6 +60,17 @@ def run(*args: str, cache: pathlib.Path | None = None) -> str:
     out, err = finish(process)
     assert process.returncode == 0 and not err, (process.returncode, err, out)
     return out
+
+
+def refused(capsys, *args) -> str:
+    """Return the one line that answers a command of the trainer, in this process; exit status 2."""
+    from train.ppo.__main__ import main
+
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in args])
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+    return err
 
 
 def run_and_kill(update: int, delay: float, *args: str, cache: pathlib.Path | None = None) -> int:

@@ -273,7 +273,7 @@ def test_draws_trade_as_often_as_the_policy():
     cycle = 1 / habits.entry_rate + np.maximum(habits.bars, 2).mean() - 1
     assert random.lots.mean() == pytest.approx(played[0].steps / cycle, rel=0.02)
     assert random.lots.mean() == pytest.approx(lots.num_rows, rel=0.05)
-    assert random.lots.std() > 2 and (random.returns == 0).all()
+    assert random.lots.std() > 2 and (random.returns == 0).all() and find_place(random.returns, 0.0) == 0.5
 
 
 def test_place_counts_ties_half():
@@ -365,6 +365,9 @@ def test_ends_are_told():
     assert account.states.terminated[-1]
     baselines, random = play_baselines([account], find_lots([account]), draws=20)
     assert all(len(b.curves[0]) == account.steps + 1 and b.ended[0] in (POLICY_RUIN, RUIN) for b in baselines)
-    assert baselines[0].ended == (POLICY_RUIN,) and len(random.returns) == 20
+    assert (
+        baselines[0].ended == (POLICY_RUIN,)
+        and 0 <= find_place(random.returns, float(account.states.equity[-1]) / 1e4 - 1) <= 1
+    )
     (lasting,) = play(crash_market(bars=1200, seed=1), act=None)
     assert {b.ended[0] for b in play_baselines([lasting], find_lots([lasting])).baselines[:3]} == {END}

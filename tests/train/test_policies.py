@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import TINY, assert_same_runs
+from processes import TINY, assert_same_runs, refused
 from toy import LENGTH
 
 from perpjax import AutoReset, EnvConfig, VecEnv
@@ -45,14 +45,6 @@ GRU_BOX5 = (
     "--compute-dtype",
     "bfloat16",
 )
-
-
-def refused(capsys, *args) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in args])
-    err = capsys.readouterr().err
-    assert caught.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-    return err
 
 
 # What the settings make.

@@ -61,40 +61,36 @@ class Reader(html.parser.HTMLParser):
             self.numbers.append((given["data-path"], data))
 
 
+def reported(factory, *args, **options) -> pathlib.Path:
+    """A folder with an evaluation, as `make_evaluation` makes it, and its report."""
+    folder = factory.mktemp("reported") / "evaluation-val"
+    make_evaluation(folder, *args, **options)
+    write_report(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
     """A usual evaluation: one account of 60 days."""
-    folder = tmp_path_factory.mktemp("usual") / "evaluation-val"
-    make_evaluation(folder, 5760, 400)
-    write_report(folder)
-    return folder
+    return reported(tmp_path_factory, 5760, 400)
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> pathlib.Path:
     """Names that hold HTML; three accounts, the first of which is ruined."""
-    folder = tmp_path_factory.mktemp("hostile") / "evaluation-val"
-    make_evaluation(folder, 4000, 300, symbols=HOSTILE, run=IMAGE, policy=HOSTILE[1], ruin=True)
-    write_report(folder)
-    return folder
+    return reported(tmp_path_factory, 4000, 300, symbols=HOSTILE, run=IMAGE, policy=HOSTILE[1], ruin=True)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> pathlib.Path:
     """The size of a year: 40 000 bars and 5 000 lots."""
-    folder = tmp_path_factory.mktemp("large") / "evaluation-val"
-    make_evaluation(folder, 40_000, 5000)
-    write_report(folder)
-    return folder
+    return reported(tmp_path_factory, 40_000, 5000)
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> pathlib.Path:
     """No lot, no baseline, five days."""
-    folder = tmp_path_factory.mktemp("bare") / "evaluation-val"
-    make_evaluation(folder, 500, 0, baselines=False)
-    write_report(folder)
-    return folder
+    return reported(tmp_path_factory, 500, 0, baselines=False)
 
 
 def read_page(folder: pathlib.Path) -> Reader:

@@ -9,7 +9,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from processes import TINY, TWENTY, assert_same_runs, finish, read_lines, run, run_and_kill, start
+from processes import TINY, TWENTY, assert_same_runs, finish, read_lines, refused, run, run_and_kill, start
 
 from perpjax import AutoReset, VecEnv
 from train.checkpoint import Checkpoints, Snapshot, list_steps, read
@@ -27,15 +27,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 def copy(reference, tmp_path) -> pathlib.Path:
     """The reference run, to be damaged."""
     return pathlib.Path(shutil.copytree(reference, tmp_path / "copy"))
-
-
-def refused(capsys, *args) -> str:
-    """The one line that answers a command; exit status 2."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in args])
-    err = capsys.readouterr().err
-    assert caught.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-    return err
 
 
 def cut_back(folder: pathlib.Path, step: int) -> None:

@@ -68,7 +68,7 @@ def _describe(life: LotLife, account: Played, candles: np.ndarray) -> dict[str, 
     market, params = env.market, env.params
     row = int(account.states.instrument[0])
     tick, step = (float(exact_decimals(getattr(market.instruments, name)[row])) for name in ("tick_size", "step_size"))
-    worth = lot.quantity * account.tick_value
+    worth = lot.quantity * tick * step
     k, fee_rate = market.candles_per_bar, float(params.taker_fee)
     opened = candles[life.entry_bar, 0]
     entry_slippage = lot.side * worth * (lot.entry - opened)
