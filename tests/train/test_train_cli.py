@@ -14,6 +14,7 @@ import threading
 
 import jax
 import numpy as np
+import processes
 import pytest
 from processes import DATA as SMALL_DATA
 from processes import TINY, environ, read_lines
@@ -199,12 +200,7 @@ def test_options_and_settings_are_the_same():
 
 def refused(capsys, *args: str) -> str:
     """The line a wrong value is answered with; exit status 2, one line, no traceback."""
-    with pytest.raises(SystemExit) as caught:
-        main([*TINY, *args])
-    assert caught.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    return err
+    return processes.refused(capsys, *TINY, *args)
 
 
 @pytest.mark.parametrize(
